@@ -1,0 +1,190 @@
+"""Evaluates a run of UNet2D: a table, metrics.json and a contact sheet.
+
+python UNet2D/evaluate.py --run=RUN [--data_path=DIR] [--fold=0|…|all]
+"""
+
+import os
+import sys
+from typing import Optional
+
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from common import npu_config
+from UNet2D import (
+    dataset,
+    metrics,
+    pictures,
+    run_folder,
+    visuals,
+    weights,
+)
+from UNet2D.launch import launch
+from UNet2D.model import MARGIN, create_model
+
+FLAGS = flags.FLAGS
+METRIC = "mean_soft_dice"  # the headline, as the reference reports it
+SHEET_ROWS = 6  # pictures on a contact sheet
+
+
+def define_flags() -> None:
+    """Defines the flags of evaluation."""
+    npu_config.define_flags()
+    flags.declare_key_flag("device")
+    flags.declare_key_flag("precision_mode")
+    flags.DEFINE_string("run", None, "Run folder: --output_path of train.py.")
+    flags.DEFINE_string("data_path", None, "Data set; none: the run's own.")
+    flags.DEFINE_string("output_path", None, "For the results; none: run.")
+    flags.DEFINE_string("fold", None, "0..4, all (mean of RUN/fold*), none.")
+    flags.DEFINE_integer("limit_eval", 0, "Only the first pictures; 0: all.")
+    flags.mark_flag_as_required("run")
+
+
+def evaluate(
+    network: tf.keras.Model,
+    batches: tf.data.Dataset,
+    runtime: npu_config.Runtime,
+) -> tuple[dict[str, object], list[list[np.ndarray]]]:
+    """Runs the network over all batches of all ranks.
+
+    Returns:
+      The table of metrics.figures, and rows for a contact sheet: input,
+      label, prediction and difference of this rank's first pictures.
+    """
+
+    def step(batch):
+        logits = network(batch["image"], training=False)
+        totals = metrics.picture_totals(logits, batch["label"], batch["valid"])
+        return totals, tf.argmax(logits, -1)
+
+    step = tf.function(step)
+    sums, rows = {}, []
+    for batch in batches:
+        totals, classes = step(batch)
+        for name, value in totals.items():
+            sums[name] = sums.get(name, 0.0) + value.numpy().astype(np.float64)
+        if len(rows) < SHEET_ROWS:
+            rows.append(_sheet_row(batch, classes, network.output_shape[-1]))
+    names = sorted(sums)
+    reduced = runtime.all_reduce(
+        [tf.constant(sums[name], tf.float32) for name in names]
+    )
+    return metrics.figures(
+        {name: value.numpy() for name, value in zip(names, reduced)}
+    ), rows
+
+
+def _sheet_row(
+    batch: dict[str, tf.Tensor], classes: tf.Tensor, count: int
+) -> list[np.ndarray]:
+    """Input, label, prediction and difference of a batch's first picture."""
+    image = batch["image"][0].numpy()[MARGIN:-MARGIN, MARGIN:-MARGIN]
+    label, predicted = batch["label"][0].numpy(), classes[0].numpy()
+    colours = visuals.palette(count)
+    return [
+        visuals.to_bytes(image[..., :3] if image.shape[-1] > 1 else image),
+        colours[label],
+        colours[predicted],
+        visuals.difference(predicted, label),
+    ]
+
+
+def save_sheet(path: str, rows: list[list[np.ndarray]]) -> None:
+    """Writes rows of `evaluate` as a contact sheet."""
+    titles = ("input", "label", "prediction", "difference")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    visuals.contact_sheet(rows, titles).save(path)
+
+
+def save_results(
+    output: str, table: dict[str, object], rows: list[list[np.ndarray]]
+) -> None:
+    """Writes metrics.json and the contact sheet images/evaluation.png."""
+    sheet = os.path.join(output, "images", "evaluation.png")
+    save_sheet(sheet, rows)
+    run_folder.write_json(os.path.join(output, "metrics.json"), table)
+    print(f"wrote metrics.json and {sheet}")
+
+
+def restore(
+    run: str,
+) -> tuple[dict[str, object], dataset.Geometry, tf.keras.Model]:
+    """The flags, the geometry and the network of a run, best weights."""
+    values = run_folder.read_flags(run)
+    network, _ = create_model(
+        values["num_classes"], values["in_channels"], values["base_filters"]
+    )
+    weights.load(network, run)
+    return values, dataset.geometry_of(values), network
+
+
+def evaluate_run(
+    run: str,
+    data_path: Optional[str],
+    fold: str,
+    limit: int,
+    runtime: npu_config.Runtime,
+) -> tuple[dict[str, object], list[list[np.ndarray]]]:
+    """Evaluates a run on a fold of a data set; see `evaluate`.
+
+    Only the first `limit` pictures count, all of them if it is 0.
+    """
+    values, geometry, network = restore(run)
+    pairs = pictures.read_pairs(
+        data_path or values["data_path"],
+        geometry.channels,
+        geometry.num_classes,
+        geometry.ignore_label,
+    )
+    if fold != "none":
+        _, held_out = dataset.split_fold(
+            len(pairs), int(fold), values["fold_split"], values["seed"]
+        )
+        pairs = dataset.select(pairs, held_out)
+    pairs = pairs[: limit or None]
+    prepared = dataset.prepare_pictures(pairs, geometry)
+    batches = dataset.evaluation_batches(
+        prepared, geometry, runtime.rank, runtime.size
+    )
+    return evaluate(network, batches, runtime)
+
+
+def mean_tables(tables: list[dict[str, object]]) -> dict[str, object]:
+    """The plain mean over folds; absent classes are left out."""
+    return {
+        name: np.nanmean(
+            np.array([table[name] for table in tables], np.float64), axis=0
+        ).tolist()
+        for name in tables[0]
+    }
+
+
+def main() -> None:
+    """Evaluates one run, or the five of a cross-validation."""
+    runtime = npu_config.setup()
+    print(runtime.describe())
+    folds = [FLAGS.fold or run_folder.read_flags(FLAGS.run)["fold"]]
+    runs = [FLAGS.run]
+    if folds == ["all"]:
+        folds = [str(fold) for fold in range(dataset.FOLDS)]
+        runs = [os.path.join(FLAGS.run, f"fold{fold}") for fold in folds]
+    tables, rows = [], []
+    for fold, run in zip(folds, runs):
+        table, sheet = evaluate_run(
+            run, FLAGS.data_path, fold, FLAGS.limit_eval, runtime
+        )
+        print(f"fold {fold}: {METRIC} {table[METRIC]:.4f}")
+        tables.append(table)
+        rows += sheet
+    if runtime.rank == 0:
+        result = mean_tables(tables)
+        print(metrics.format_table(result))
+        save_results(FLAGS.output_path or FLAGS.run, result, rows)
+
+
+if __name__ == "__main__":
+    define_flags()
+    launch(main)

@@ -1,0 +1,121 @@
+"""How every entry script starts and ends: flags in, exit status out.
+
+0 done; 1 a mistake that the user can mend, told in one line; 2 unknown flag;
+3 diverged; 143 or 130 stopped by a signal after saving.
+"""
+
+import os
+import signal
+import sys
+import traceback
+from typing import Callable, Optional
+
+import tensorflow as tf
+from absl import flags
+
+from common.npu_config import UserError
+
+FLAGS = flags.FLAGS
+
+
+class Diverged(Exception):
+    """The loss is not finite; the message holds the step and every term."""
+
+
+class Stopped(Exception):
+    """A signal asked to stop, and everything has been saved."""
+
+    received: Optional[int] = None  # number of the signal, once it came
+
+
+def launch(
+    main: Callable[[], None], switches: Optional[dict[str, str]] = None
+) -> None:
+    """Parses the command line, runs `main` and exits with its status.
+
+    Args:
+      main: takes no arguments; reads absl's FLAGS.
+      switches: bare switches of the seed's commands and the flags they mean.
+    """
+    switches = switches or {}
+    arguments = [switches.get(argument, argument) for argument in sys.argv]
+    if {"--help", "-h", "--helpshort"} & set(arguments):
+        print(_help())
+        sys.exit(0)
+    try:
+        rest = FLAGS(arguments)
+    except flags.UnrecognizedFlagError as error:
+        sys.exit(_complain(f"{error}; --help lists the flags", 2))
+    except flags.Error as error:
+        sys.exit(_complain(str(error), 1))
+    if len(rest) > 1:
+        sys.exit(
+            _complain(f"{rest[1]!r} is not a flag; write --flag=value", 1)
+        )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _note_signal)
+    sys.exit(_status_of(main))
+
+
+def _note_signal(number: int, _) -> None:
+    """Asks the training loop to stop; a second signal ends at once."""
+    if Stopped.received is not None:
+        os._exit(128 + number)
+    Stopped.received = number
+
+
+def _status_of(main: Callable[[], None]) -> int:
+    """Runs `main`; tells what a user can mend in one line."""
+    try:
+        main()
+    except UserError as error:
+        return _complain(str(error), 1)
+    except Diverged as error:
+        return _complain(str(error), 3)
+    except Stopped as error:
+        return _complain(str(error), 128 + Stopped.received)
+    except (OSError, tf.errors.OpError) as error:
+        reason = _file_or_memory(error)
+        if reason is None:
+            raise
+        return _complain(reason, 1)
+    return 0
+
+
+def _file_or_memory(error: Exception) -> Optional[str]:
+    """One line for a full disk, a refused file or full memory, else None."""
+    text = str(error)
+    if "No space left" in text or "Disk quota" in text:
+        return (
+            "the disk is full: make room and run the same command again; it "
+            "continues from the last good checkpoint"
+        )
+    if isinstance(error, (PermissionError, NotADirectoryError)):
+        return f"{error.filename}: {error.strerror}; choose another path"
+    if isinstance(error, tf.errors.ResourceExhaustedError):
+        return (
+            "out of memory: lower --batch_size or --image_size, or use "
+            "--precision_mode=allow_mix_precision"
+        )
+    return None
+
+
+def _complain(message: str, status: int) -> int:
+    """Prints one line; with --verbosity=1 the traceback comes before it."""
+    if status == 1 and FLAGS.is_parsed() and FLAGS["verbosity"].value > 0:
+        traceback.print_exc()
+    line = " ".join(message.split())
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    return status
+
+
+def _help() -> str:
+    """One screen: each flag of the script with its default and meaning."""
+    module = sys.modules["__main__"]
+    lines = [module.__doc__.strip().splitlines()[0], ""]
+    own = set(FLAGS.get_key_flags_for_module(module.__file__))
+    own |= set(FLAGS.get_key_flags_for_module(sys.argv[0]))
+    for flag in sorted(own, key=lambda flag: flag.name):
+        lines.append(f"  --{flag.name}={flag.default_as_str or ''}")
+        lines[-1] = f"{lines[-1]:<34} {flag.help}"[:100]
+    return "\n".join(lines)

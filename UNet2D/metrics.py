@@ -1,0 +1,93 @@
+"""Figures of merit of a segmentation, from totals that can be added up.
+
+`picture_totals` is graph code and gives sums; sums of different ranks can be
+averaged and still give the same figures, which `figures` computes.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from UNet2D import losses
+
+
+def picture_totals(
+    logits: tf.Tensor, labels: tf.Tensor, valid: tf.Tensor
+) -> dict[str, tf.Tensor]:
+    """Sums over a batch.
+
+    Args:
+      logits: [N, H, W, C], float32.
+      labels: [N, H, W], class ids.
+      valid: [N, H, W], float32, 1 where a pixel counts.
+
+    Returns:
+      `pictures` (count), `cross_entropy` (sum of the pictures' means),
+      `soft_dice` [C] (sum over pictures), `confusion` [C, C] (pixels; rows
+      are the true classes). All float32.
+    """
+    classes = logits.shape[-1]
+    one_hot = tf.one_hot(labels, classes)
+    entropies = tf.stack(
+        [
+            losses.cross_entropy(logits[i], one_hot[i], valid[i])
+            for i in range(logits.shape[0])
+        ]
+    )
+    confusion = tf.math.confusion_matrix(
+        tf.reshape(labels, [-1]),
+        tf.reshape(tf.argmax(logits, -1), [-1]),
+        classes,
+        weights=tf.reshape(valid, [-1]),
+        dtype=tf.float32,
+    )
+    dice = losses.soft_dice(tf.nn.softmax(logits), one_hot, valid)
+    return {
+        "pictures": tf.constant(float(logits.shape[0])),
+        "cross_entropy": tf.reduce_sum(entropies),
+        "soft_dice": tf.reduce_sum(dice, axis=0),
+        "confusion": confusion,
+    }
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole, NaN where a class neither occurs nor is predicted."""
+    return np.where(whole > 0, part / np.maximum(whole, 1e-30), np.nan)
+
+
+def figures(totals: dict[str, np.ndarray]) -> dict[str, object]:
+    """Turns totals into the table of an evaluation.
+
+    Returns:
+      Means over pictures for the reference's soft figures, and figures of
+      all pixels together for hard Dice and IoU: lists with one value a class
+      (NaN as None where a class is absent) and their means.
+    """
+    confusion = np.asarray(totals["confusion"], np.float64)
+    hits = np.diag(confusion)
+    sizes = confusion.sum(0) + confusion.sum(1)
+    per_class = {
+        "soft_dice": np.asarray(totals["soft_dice"]) / totals["pictures"],
+        "hard_dice": _ratio(2 * hits, sizes),
+        "iou": _ratio(hits, sizes - hits),
+    }
+    table = {
+        "cross_entropy": float(totals["cross_entropy"] / totals["pictures"]),
+        "pixel_accuracy": float(hits.sum() / max(confusion.sum(), 1.0)),
+    }
+    for name, values in per_class.items():
+        mean = np.nanmean(values) if np.isfinite(values).any() else 0.0
+        table[f"mean_{name}"] = float(mean)
+        table[f"{name}_per_class"] = [
+            float(value) if np.isfinite(value) else None for value in values
+        ]
+    return table
+
+
+def format_table(evaluation: dict[str, object]) -> str:
+    """An evaluation as a table: one row a figure, one column a class."""
+    rows = []
+    for name, value in evaluation.items():
+        values = value if isinstance(value, list) else [value]
+        cells = ["   absent" if v is None else f"{v:9.4f}" for v in values]
+        rows.append(f"  {name:<24}{''.join(cells)}")
+    return "\n".join(rows)

@@ -1,0 +1,228 @@
+"""Reads and checks pictures and labels: TIFF volumes and folders of pairs.
+
+Everything that can be wrong with somebody's files is found here, before the
+first step, and told in one line that names the file and the mend.
+"""
+
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
+
+import numpy as np
+from PIL import Image, ImageSequence
+
+from common.npu_config import UserError
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+MAX_PIXELS = 100_000_000  # a larger picture is taken for a bomb
+MIN_SIDE = 16  # pixels; the network's smallest step
+LAYOUTS = (("images", "labels"), ("train/image", "train/label"))
+LAYOUT_HELP = (
+    "expected train-volume.tif with train-labels.tif, or folders "
+    "images/ and labels/ (or train/image/ and train/label/) whose files "
+    "share their stems"
+)
+
+
+class Picture(NamedTuple):
+    """A picture [h, w, channels] uint8, its label [h, w] uint8 or None."""
+
+    name: str
+    pixels: np.ndarray
+    label: Optional[np.ndarray]
+
+
+def natural_key(name: str) -> list:
+    """Sorts `2.png` before `10.png`."""
+    parts = re.split(r"(\d+)", os.path.basename(name))
+    return [int(part) if part.isdigit() else part for part in parts]
+
+
+def read_pages(path: str) -> list[np.ndarray]:
+    """All pages of a picture file as uint8 arrays [h, w] or [h, w, c].
+
+    16-bit grey is scaled to 8 bits; a palette's indices stay indices.
+    """
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
+                return [
+                    _to_array(page) for page in ImageSequence.Iterator(file)
+                ]
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise UserError(
+            f"{path}: more than {MAX_PIXELS} pixels; cut the picture up or "
+            "make it smaller"
+        ) from None
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise UserError(
+            f"{path}: cannot be read as a picture ({error}); is the file "
+            "truncated, or not an image?"
+        ) from None
+
+
+def _to_array(page: Image.Image) -> np.ndarray:
+    """Pixels of one page as uint8."""
+    pixels = np.asarray(page)
+    if pixels.dtype == bool:
+        return pixels.astype(np.uint8)
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype in (np.uint16, np.int32) and 0 <= pixels.min():
+        if pixels.max() <= 65535:
+            return np.round(pixels / 257.0).astype(np.uint8)
+    raise ValueError(f"{page.mode} pixels; 8 or 16 bits expected")
+
+
+def check_picture(name: str, pixels: np.ndarray, channels: int) -> np.ndarray:
+    """The picture as [h, w, channels], or a UserError."""
+    pixels = pixels.reshape(pixels.shape[:2] + (-1,))
+    if pixels.shape[-1] != channels:
+        raise UserError(
+            f"{name}: {pixels.shape[-1]} channels where --in_channels="
+            f"{channels}; convert the picture or change --in_channels"
+        )
+    if min(pixels.shape[:2]) < MIN_SIDE:
+        raise UserError(
+            f"{name}: {pixels.shape[1]}x{pixels.shape[0]} pixels; a tile "
+            f"needs at least {MIN_SIDE} on each side: leave the picture out"
+        )
+    return pixels
+
+
+def check_label(
+    name: str, label: np.ndarray, num_classes: int, ignore_label: int
+) -> np.ndarray:
+    """Class ids [h, w] uint8, or a UserError that names the values.
+
+    Two-class masks may be drawn with 0 and 255, as the EM labels are.
+    """
+    if label.ndim == 3:
+        if (label != label[..., :1]).any():
+            raise UserError(
+                f"{name}: a colour picture; labels hold one class id per "
+                "pixel: save them as greyscale or palette PNG"
+            )
+        label = label[..., 0]
+    values = set(np.flatnonzero(np.bincount(label.ravel())).tolist())
+    if num_classes == 2 and ignore_label != 255 and values <= {0, 255}:
+        return (label > 0).astype(np.uint8)
+    wrong = sorted(values - set(range(num_classes)) - {ignore_label})
+    if wrong:
+        raise UserError(
+            f"{name}: label values {wrong[:8]} where 0..{num_classes - 1} "
+            f"and ignore_label {ignore_label} are allowed; set --num_classes "
+            "or --ignore_label, or renumber the labels"
+        )
+    return label
+
+
+def _pair(
+    name: str,
+    pixels: np.ndarray,
+    label_name: str,
+    label: np.ndarray,
+    checks: tuple[int, int, int],
+) -> Picture:
+    """Checks that picture and label fit the flags and each other."""
+    channels, num_classes, ignore_label = checks
+    pixels = check_picture(name, pixels, channels)
+    label = check_label(label_name, label, num_classes, ignore_label)
+    if pixels.shape[:2] != label.shape:
+        raise UserError(
+            f"{name}: the picture has {pixels.shape[1]}x{pixels.shape[0]} "
+            f"pixels, its label {label.shape[1]}x{label.shape[0]}; they "
+            "must be equal"
+        )
+    return Picture(name, pixels, label)
+
+
+def list_pictures(folder: str) -> list[str]:
+    """Picture files of a folder in natural order."""
+    return sorted(
+        (
+            os.path.join(folder, name)
+            for name in os.listdir(folder)
+            if name.lower().endswith(EXTENSIONS)
+        ),
+        key=natural_key,
+    )
+
+
+def _read_volume(
+    data_path: str, checks: tuple[int, int, int]
+) -> list[Picture]:
+    """The pages of train-volume.tif with those of train-labels.tif."""
+    volume = os.path.join(data_path, "train-volume.tif")
+    labels = os.path.join(data_path, "train-labels.tif")
+    if not os.path.exists(labels):
+        raise UserError(f"{labels}: missing; {LAYOUT_HELP}")
+    pages, masks = read_pages(volume), read_pages(labels)
+    if len(pages) != len(masks):
+        raise UserError(
+            f"{volume} has {len(pages)} pages, {labels} {len(masks)}; "
+            "each page needs its label"
+        )
+    return [
+        _pair(f"{volume}[{page}]", pixels, f"{labels}[{page}]", mask, checks)
+        for page, (pixels, mask) in enumerate(zip(pages, masks))
+    ]
+
+
+def _read_folders(
+    image_folder: str, label_folder: str, checks: tuple[int, int, int]
+) -> list[Picture]:
+    """Pairs of files with equal stems."""
+    labels = {}
+    if os.path.isdir(label_folder):
+        for path in list_pictures(label_folder):
+            labels[os.path.splitext(os.path.basename(path))[0]] = path
+    pairs = []
+    for path in list_pictures(image_folder):
+        stem = os.path.splitext(os.path.basename(path))[0]
+        if stem not in labels:
+            raise UserError(
+                f"{path}: no label {stem}.* in {label_folder}; add it or "
+                "move the picture away"
+            )
+        pixels, label = read_single(path), read_single(labels[stem])
+        pairs.append(_pair(path, pixels, labels[stem], label, checks))
+    return pairs
+
+
+def read_single(path: str) -> np.ndarray:
+    """The only page of a picture file."""
+    pages = read_pages(path)
+    if len(pages) != 1:
+        raise UserError(
+            f"{path}: {len(pages)} pages; in folders each file holds one "
+            "picture (a volume is named train-volume.tif)"
+        )
+    return pages[0]
+
+
+def read_pairs(
+    data_path: str, channels: int, num_classes: int, ignore_label: int
+) -> Sequence[Picture]:
+    """Reads and checks all labelled pictures of a data set, in order."""
+    checks = (channels, num_classes, ignore_label)
+    if not os.path.isdir(data_path):
+        raise UserError(f"--data_path={data_path}: no such folder")
+    pairs: list[Picture] = []
+    if os.path.exists(os.path.join(data_path, "train-volume.tif")):
+        pairs = _read_volume(data_path, checks)
+    for images, labels in LAYOUTS:
+        images = os.path.join(data_path, images)
+        if not pairs and os.path.isdir(images):
+            labels = os.path.join(data_path, labels)
+            pairs = _read_folders(images, labels, checks)
+    if not pairs:
+        raise UserError(
+            f"--data_path={data_path}: no pictures found; {LAYOUT_HELP}"
+        )
+    return pairs
