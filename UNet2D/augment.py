@@ -66,6 +66,8 @@ def prepare(
     """
     label = tf.cast(label, tf.int32)
     image = tf.cast(picture, tf.float32) / 127.5 - 1.0
+    # Classes are interpolated as soft maps and hardened after: interpolated
+    # ids would invent classes between two others.
     counts = tf.cast(label != ignore_label, tf.float32)[..., tf.newaxis]
     maps = tf.concat([tf.one_hot(label, num_classes), counts], -1)
     maps = resize_bilinear(maps, [side, side], rule)
@@ -80,6 +82,8 @@ def stack_sample(
     image: tf.Tensor, label: tf.Tensor, valid: tf.Tensor, num_classes: int
 ) -> tf.Tensor:
     """One map [h, w, channels + classes + 1] of what belongs together."""
+    # Label and validity travel with the image through every warp, so that
+    # none of them can move alone.
     one_hot = tf.one_hot(tf.cast(label, tf.int32), num_classes)
     counts = tf.cast(valid, tf.float32)[..., tf.newaxis]
     return tf.concat([image, one_hot * counts, counts], -1)
@@ -99,6 +103,7 @@ def split_sample(
       `image` [H, W, channels], `label` [H - 2 margin, ...] int32, `valid`
       of the same size, float32.
     """
+    # The network's output covers the middle of its input only.
     inner = sample[margin:-margin, margin:-margin]
     return {
         "image": sample[..., : -num_classes - 1],
@@ -126,6 +131,7 @@ def add_border(sample: tf.Tensor, margin: int, border: str) -> tf.Tensor:
     """
     if border == "zero":
         return tf.pad(sample, [[margin, margin], [margin, margin], [0, 0]])
+    # Two gathers: tf.pad's REFLECT refuses borders wider than the picture.
     rows, columns = (
         mirror_indices(-margin, side + margin, side)
         for side in sample.shape[:2]
@@ -147,6 +153,7 @@ def random_box(sample: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
     """
     left, right, top, bottom = tf.unstack(BOX_SHARE * draws)
     box = tf.stack([top, left, 1.0 - bottom, 1.0 - right])
+    # Corners are box edges times (side - 1), as in the reference.
     resized = tf.image.crop_and_resize(
         sample[tf.newaxis], box[tf.newaxis], [0], sample.shape[:2]
     )[0]
@@ -155,6 +162,7 @@ def random_box(sample: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
 
 def quarter_turns(sample: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
     """Turns a square map by 0, 90, 180 or 270 degrees, draw in [0, 1)."""
+    # Two binary choices: a branch per angle would trace four graphs.
     turned = tf.where(draw % 0.5 >= 0.25, tf.image.rot90(sample), sample)
     return tf.where(draw >= 0.5, turned[::-1, ::-1], turned)
 
@@ -178,6 +186,7 @@ def elastic(sample: tf.Tensor, grid: tf.Tensor) -> tf.Tensor:
     top = tf.minimum(tf.floor(rows), height - 2.0)
     left = tf.minimum(tf.floor(columns), width - 2.0)
     down, right = (rows - top)[..., None], (columns - left)[..., None]
+    # One gather of all channels per corner of the bilinear cell.
     flat = tf.reshape(sample, [height * width, -1])
     corner = tf.cast(top, tf.int32) * width + tf.cast(left, tf.int32)
     upper = tf.gather(flat, corner) * (1.0 - right)
@@ -207,6 +216,8 @@ def augment(
     """
     if kind == "none":
         return sample
+    # Eight draws at once: each call of a stateless generator costs more
+    # than its numbers.
     draws = tf.random.stateless_uniform([8], seed)
     sample = flip(sample, draws[:2])
     if kind in ("turns", "paper"):
@@ -215,5 +226,6 @@ def augment(
         grid = [ELASTIC_GRID, ELASTIC_GRID, 2]
         sample = elastic(sample, tf.random.stateless_normal(grid, seed))
     sample = random_box(sample, draws[2:6])
+    # Last, so that borders are brightened with the picture (reference).
     image = brighten(sample[..., :channels], draws[6])
     return tf.concat([image, sample[..., channels:]], -1)

@@ -75,6 +75,7 @@ def split_fold(
     if split == "reference":
         order = np.roll(order, fold * int((1.0 - 0.8) * count))
         return np.split(order, [int(0.8 * count)])
+    # Unlike equal slices, these cover all pictures for any count.
     parts = np.array_split(order, FOLDS)
     return np.concatenate(parts[:fold] + parts[fold + 1 :]), parts[fold]
 
@@ -88,6 +89,7 @@ def prepare_pictures(
       `image` [n, side, side, channels] float32, `label` and `valid`
       [n, side, side] uint8: 6 bytes per output pixel and picture.
     """
+    # As bytes, since pictures of different sizes make no array.
     pixels = tf.constant([pair.pixels.tobytes() for pair in pairs])
     labels = tf.constant([pair.label.tobytes() for pair in pairs])
     sizes = tf.constant([pair.label.shape for pair in pairs], tf.int32)
@@ -133,6 +135,7 @@ def index_stream(
         order = tf.cast(tf.argsort(keys), tf.int64)
         return tf.data.Dataset.from_tensor_slices((positions, order))
 
+    # Only integers are skipped: no picture is read to be thrown away.
     epochs = tf.data.Dataset.range(start // count, LAST_EPOCH)
     return epochs.flat_map(epoch_order).skip(start % count).shard(size, rank)
 
@@ -189,6 +192,8 @@ def training_batches(
         sample = _bordered_sample(prepared, index, geometry)
         key = tf.stack([tf.constant(seed, tf.int64), position])
         sample = augment.augment(sample, geometry.channels, augmentation, key)
+        # Dropout is drawn here, by position too: the network has no state of
+        # its own that a resumed run would have to find again.
         keep = tf.random.stateless_uniform(mask_shape, key) >= dropout
         parts = augment.split_sample(sample, geometry.num_classes, MARGIN)
         parts["dropout_mask"] = tf.cast(keep, tf.float32) / (1.0 - dropout)
@@ -213,10 +218,6 @@ def evaluation_batches(
         sample = _bordered_sample(prepared, index, geometry)
         return augment.split_sample(sample, geometry.num_classes, MARGIN)
 
+    # One at a time: no last batch is short, and shapes stay static.
     data = tf.data.Dataset.range(count).shard(size, rank)
     return data.map(load, tf.data.AUTOTUNE).batch(1, drop_remainder=True)
-
-
-def select(pairs: Sequence[Picture], indices: Sequence[int]) -> list[Picture]:
-    """The pictures with these indices, in this order."""
-    return [pairs[index] for index in indices]

@@ -60,6 +60,7 @@ def evaluate(
         totals = metrics.picture_totals(logits, batch["label"], batch["valid"])
         return totals, tf.argmax(logits, -1)
 
+    # Not a decorator: an NPU replaces tf.function when it is opened.
     step = tf.function(step)
     sums, rows = {}, []
     for batch in batches:
@@ -68,6 +69,7 @@ def evaluate(
             sums[name] = sums.get(name, 0.0) + value.numpy().astype(np.float64)
         if len(rows) < SHEET_ROWS:
             rows.append(_sheet_row(batch, classes, network.output_shape[-1]))
+    # Means of sums keep every ratio, so each rank gets the whole table.
     names = sorted(sums)
     reduced = runtime.all_reduce(
         [tf.constant(sums[name], tf.float32) for name in names]
@@ -102,7 +104,8 @@ def save_sheet(path: str, rows: list[list[np.ndarray]]) -> None:
 def save_results(
     output: str, table: dict[str, object], rows: list[list[np.ndarray]]
 ) -> None:
-    """Writes metrics.json and the contact sheet images/evaluation.png."""
+    """Prints the table; writes metrics.json and images/evaluation.png."""
+    print(metrics.format_table(table))
     sheet = os.path.join(output, "images", "evaluation.png")
     save_sheet(sheet, rows)
     run_folder.write_json(os.path.join(output, "metrics.json"), table)
@@ -143,7 +146,7 @@ def evaluate_run(
         _, held_out = dataset.split_fold(
             len(pairs), int(fold), values["fold_split"], values["seed"]
         )
-        pairs = dataset.select(pairs, held_out)
+        pairs = [pairs[index] for index in held_out]
     pairs = pairs[: limit or None]
     prepared = dataset.prepare_pictures(pairs, geometry)
     batches = dataset.evaluation_batches(
@@ -180,9 +183,8 @@ def main() -> None:
         tables.append(table)
         rows += sheet
     if runtime.rank == 0:
-        result = mean_tables(tables)
-        print(metrics.format_table(result))
-        save_results(FLAGS.output_path or FLAGS.run, result, rows)
+        output = FLAGS.output_path or FLAGS.run
+        save_results(output, mean_tables(tables), rows)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ ONNX_PACKAGES = ("tf2onnx", "onnxruntime")
 def define_flags() -> None:
     """Defines the flags of the export."""
     npu_config.define_flags()
+    # An export serves other devices; it should not carry this one's bfloat16.
     FLAGS.set_default("precision_mode", "force_fp32")
     flags.DEFINE_string("run", None, "Run folder: --output_path of train.py.")
     flags.DEFINE_string("output", None, "Folder for the exports.")
@@ -59,6 +60,7 @@ class Live:
         weights.load(self.network, run)
         channels = values["in_channels"]
         self.shape = (batch_size, side, side, channels)
+        # Noise reaches every weight; a flat picture would hide differences.
         rng = np.random.RandomState(0)
         self.images = rng.uniform(-1, 1, self.shape).astype(np.float32)
         self.serve = tf.function(self.probabilities)
@@ -84,6 +86,7 @@ def export_savedmodel(live: Live, output: str) -> np.ndarray:
     module.serve = live.serve
     signature = live.serve.get_concrete_function(spec)
     tf.saved_model.save(module, path, {"serving_default": signature})
+    # Kept in a name: TF 2.6 forgets the variables with the loaded object.
     loaded = tf.saved_model.load(path)
     serve = loaded.signatures["serving_default"]
     return serve(**{INPUT: tf.constant(live.images)})[OUTPUT].numpy()
@@ -102,6 +105,8 @@ def export_pb(live: Live, output: str) -> np.ndarray:
 
 def export_tflite(live: Live, output: str) -> np.ndarray:
     """TFLite, converted from the frozen graph, run by its interpreter."""
+    # From the frozen function: TF 2.18 converts a SavedModel of Keras 3 to
+    # garbage without a word.
     converter = tf.lite.TFLiteConverter.from_concrete_functions([live.frozen])
     content = converter.convert()
     with open(os.path.join(output, "unet2d.tflite"), "wb") as file:
@@ -179,6 +184,7 @@ def main() -> None:
         if reason:
             print(f"{name:<11} left out: {reason}")
             continue
+        # NaN fails this comparison too.
         difference = np.abs(
             EXPORTERS[name](live, FLAGS.output) - live.expected
         )

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import traceback
+from types import FrameType
 from typing import Callable, Optional
 
 import tensorflow as tf
@@ -37,6 +38,7 @@ def launch(
       main: takes no arguments; reads absl's FLAGS.
       switches: bare switches of the seed's commands and the flags they mean.
     """
+    # The seed's commands carry bare switches where we have values.
     switches = switches or {}
     arguments = [switches.get(argument, argument) for argument in sys.argv]
     if {"--help", "-h", "--helpshort"} & set(arguments):
@@ -52,12 +54,20 @@ def launch(
         sys.exit(
             _complain(f"{rest[1]!r} is not a flag; write --flag=value", 1)
         )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _note_signal)
     sys.exit(_status_of(main))
 
 
-def _note_signal(number: int, _) -> None:
+def stop_softly() -> None:
+    """From now on a signal asks the training loop to save and stop.
+
+    Not before: there is nothing to save while data is read or a graph is
+    traced, and a user who presses Ctrl-C then should not have to wait.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _note_signal)
+
+
+def _note_signal(number: int, _: Optional[FrameType]) -> None:
     """Asks the training loop to stop; a second signal ends at once."""
     if Stopped.received is not None:
         os._exit(128 + number)
@@ -74,8 +84,11 @@ def _status_of(main: Callable[[], None]) -> int:
         return _complain(str(error), 3)
     except Stopped as error:
         return _complain(str(error), 128 + Stopped.received)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 128 + signal.SIGINT)
     except (OSError, tf.errors.OpError) as error:
         reason = _file_or_memory(error)
+        # What is left is a defect of ours, and its traceback is needed.
         if reason is None:
             raise
         return _complain(reason, 1)
@@ -84,13 +97,14 @@ def _status_of(main: Callable[[], None]) -> int:
 
 def _file_or_memory(error: Exception) -> Optional[str]:
     """One line for a full disk, a refused file or full memory, else None."""
+    # TensorFlow's writers wrap the system's words in errors of their own.
     text = str(error)
     if "No space left" in text or "Disk quota" in text:
         return (
             "the disk is full: make room and run the same command again; it "
             "continues from the last good checkpoint"
         )
-    if isinstance(error, (PermissionError, NotADirectoryError)):
+    if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}; choose another path"
     if isinstance(error, tf.errors.ResourceExhaustedError):
         return (
@@ -104,6 +118,7 @@ def _complain(message: str, status: int) -> int:
     """Prints one line; with --verbosity=1 the traceback comes before it."""
     if status == 1 and FLAGS.is_parsed() and FLAGS["verbosity"].value > 0:
         traceback.print_exc()
+    # One line, so that a log's last line says why a run has ended.
     line = " ".join(message.split())
     print(f"error: {line}", file=sys.stderr, flush=True)
     return status
@@ -113,9 +128,11 @@ def _help() -> str:
     """One screen: each flag of the script with its default and meaning."""
     module = sys.modules["__main__"]
     lines = [module.__doc__.strip().splitlines()[0], ""]
-    own = set(FLAGS.get_key_flags_for_module(module.__file__))
-    own |= set(FLAGS.get_key_flags_for_module(sys.argv[0]))
+    # absl knows the main script by the name it was called with.
+    own = FLAGS.get_key_flags_for_module(sys.argv[0])
     for flag in sorted(own, key=lambda flag: flag.name):
+        if flag.help.startswith("Alias for"):
+            continue
         lines.append(f"  --{flag.name}={flag.default_as_str or ''}")
         lines[-1] = f"{lines[-1]:<34} {flag.help}"[:100]
     return "\n".join(lines)

@@ -22,6 +22,7 @@ def soft_dice(
     Returns:
       [N, C], in [0, 1].
     """
+    # Padding drops out of both sums, so it neither helps nor hurts.
     weights = valid[..., tf.newaxis]
     probabilities, one_hot = probabilities * weights, one_hot * weights
     overlap = tf.reduce_sum(probabilities * one_hot, axis=[1, 2])
@@ -35,6 +36,7 @@ def cross_entropy(
     logits: tf.Tensor, one_hot: tf.Tensor, valid: tf.Tensor
 ) -> tf.Tensor:
     """Mean cross-entropy over the valid pixels, a scalar in nats."""
+    # A picture that is all padding after a box has no pixel to divide by.
     per_pixel = tf.nn.softmax_cross_entropy_with_logits(one_hot, logits)
     return tf.math.divide_no_nan(
         tf.reduce_sum(per_pixel * valid), tf.reduce_sum(valid)

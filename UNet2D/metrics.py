@@ -33,6 +33,7 @@ def picture_totals(
             for i in range(logits.shape[0])
         ]
     )
+    # Invalid pixels keep their place with weight 0, which keeps shapes static.
     confusion = tf.math.confusion_matrix(
         tf.reshape(labels, [-1]),
         tf.reshape(tf.argmax(logits, -1), [-1]),
@@ -63,6 +64,7 @@ def figures(totals: dict[str, np.ndarray]) -> dict[str, object]:
       (NaN as None where a class is absent) and their means.
     """
     confusion = np.asarray(totals["confusion"], np.float64)
+    # Float64: a float32 sum stops counting single pixels at 2**24.
     hits = np.diag(confusion)
     sizes = confusion.sum(0) + confusion.sum(1)
     per_class = {
@@ -75,6 +77,7 @@ def figures(totals: dict[str, np.ndarray]) -> dict[str, object]:
         "pixel_accuracy": float(hits.sum() / max(confusion.sum(), 1.0)),
     }
     for name, values in per_class.items():
+        # An absent class says nothing about the network: left out, not 0.
         mean = np.nanmean(values) if np.isfinite(values).any() else 0.0
         table[f"mean_{name}"] = float(mean)
         table[f"{name}_per_class"] = [

@@ -52,6 +52,7 @@ class _Namer:
     def convolutions(self, features: tf.Tensor, filters: int) -> tf.Tensor:
         """Two valid 3x3 convolutions: [N, h, w, c] to [N, h-4, w-4, f]."""
         for _ in range(2):
+            # Valid padding: the border is eaten rather than made up.
             features = tf.keras.layers.Conv2D(
                 filters,
                 3,
@@ -63,6 +64,7 @@ class _Namer:
 
     def upsample(self, features: tf.Tensor, filters: int) -> tf.Tensor:
         """Doubles the map: [N, h, w, c] to [N, 2h, 2w, filters]."""
+        # 3x3 with ReLU as NVIDIA has it; the paper has 2x2 without.
         return tf.keras.layers.Conv2DTranspose(
             filters,
             3,
@@ -102,6 +104,7 @@ def _create_decoder(
         width = filters << (3 - level)
         features = namer.upsample(features, width)
         cropped = tf.keras.layers.Cropping2D(crop)(skip)
+        # The order matters to checkpoints: upsampled first, skip second.
         features = tf.keras.layers.Concatenate()([features, cropped])
         features = namer.convolutions(features, width)
     # The logits are float32 under every precision policy.
@@ -140,6 +143,8 @@ def create_model(
       dropout layer, so that a sample is dropped the same way on whichever
       rank and after whichever resume it is seen.
     """
+    # The decoder is a model of its own because it is used twice: after the
+    # bottleneck as it is, and after the bottleneck with the mask.
     namer = _Namer(initializer)
     images = tf.keras.Input((*input_size, in_channels), name="images")
     bottleneck, skips = _encode(images, base_filters, namer)

@@ -47,6 +47,7 @@ def read_pages(path: str) -> list[np.ndarray]:
     """
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     try:
+        # A damaged file's warnings would come before our one line.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -68,6 +69,7 @@ def read_pages(path: str) -> list[np.ndarray]:
 
 def _to_array(page: Image.Image) -> np.ndarray:
     """Pixels of one page as uint8."""
+    # No conversion by mode: it would turn a palette's ids into grey.
     pixels = np.asarray(page)
     if pixels.dtype == bool:
         return pixels.astype(np.uint8)
@@ -102,6 +104,7 @@ def check_label(
 
     Two-class masks may be drawn with 0 and 255, as the EM labels are.
     """
+    # Some tools save greyscale as three equal channels.
     if label.ndim == 3:
         if (label != label[..., :1]).any():
             raise UserError(
@@ -109,6 +112,7 @@ def check_label(
                 "pixel: save them as greyscale or palette PNG"
             )
         label = label[..., 0]
+    # Counting is many times faster than np.unique, which sorts.
     values = set(np.flatnonzero(np.bincount(label.ravel())).tolist())
     if num_classes == 2 and ignore_label != 255 and values <= {0, 255}:
         return (label > 0).astype(np.uint8)
@@ -178,6 +182,7 @@ def _read_folders(
     image_folder: str, label_folder: str, checks: tuple[int, int, int]
 ) -> list[Picture]:
     """Pairs of files with equal stems."""
+    # By stem: a PNG label belongs to a JPEG picture of the same name.
     labels = {}
     if os.path.isdir(label_folder):
         for path in list_pictures(label_folder):

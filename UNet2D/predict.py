@@ -75,6 +75,7 @@ def predict_tiles(
     Returns:
       [h, w, C] float32.
     """
+    # A picture that fits is one tile, without any seam to think about.
     sides = [min(tile_size, covering_side(side)) for side in image.shape[:2]]
     outputs = [side - 2 * MARGIN for side in sides]
     starts = [
@@ -91,6 +92,8 @@ def predict_tiles(
         for left in starts[1]:
             tile = image[rows[top : top + sides[0]]]
             tile = tile[:, columns[left : left + sides[1]]]
+            # Later tiles overwrite the last rows of earlier ones, which are
+            # as good; of their own first rows nothing is kept.
             inner = infer(tf.constant(tile[np.newaxis]))[0].numpy()
             down, right = EDGE * (top > 0), EDGE * (left > 0)
             result[
@@ -116,6 +119,7 @@ def predict_picture(
         max(1, int(round(side * factor)))
         for side, factor in zip((height, width), scale)
     ]
+    # The network knows structures at the size it was trained on.
     image = tf.cast(picture, tf.float32) / 127.5 - 1.0
     image = augment.resize_bilinear(image, scaled, geometry.resize_rule)
     maps = predict_tiles(infer, image.numpy(), geometry.num_classes, tile_size)
@@ -160,6 +164,7 @@ def _save(path: str, output: str, pages: list[np.ndarray], maps: list) -> None:
     classes = [page.argmax(-1).astype(np.uint8) for page in maps]
     colours = visuals.palette(count)
     if extension.lower() in (".tif", ".tiff"):
+        # As the EM labels are drawn: 0 and 255.
         scale = 255 if count == 2 else 1
         masks = [page * np.uint8(scale) for page in classes]
         sample_data.save_volume(base + "_mask.tif", masks)
@@ -185,6 +190,7 @@ def predict_run(
     values, geometry, network = evaluate.restore(run)
     side = geometry.output_size
     scale = tuple(side / length for length in values["picture_size"])
+    # Traced once per tile shape: two or three in a folder of any pictures.
     infer = tf.function(
         lambda tile: tf.nn.softmax(network(tile, training=False))
     )

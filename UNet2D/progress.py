@@ -26,7 +26,8 @@ class Clock:
         """Counts a step whose loss may still be on its way."""
         self.window_steps += 1
         if not self.first_step:
-            float(loss)  # waits for the device
+            # Read apart: tracing would spoil the mean of any window.
+            float(loss)
             self.first_step = time.perf_counter() - self.window_start
         if self.warmup_steps > 0:
             self.warmup_steps -= 1
@@ -56,6 +57,8 @@ def mean_terms(
     last_step: int, window: list[dict[str, tf.Tensor]]
 ) -> dict[str, float]:
     """Means of the loss terms over a window of steps; raises Diverged."""
+    # Read here, once per window: reading each step would make a GPU or NPU
+    # wait for Python.
     values = [
         {name: float(value) for name, value in terms.items()}
         for terms in window

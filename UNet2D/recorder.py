@@ -64,6 +64,7 @@ class Recorder:
         """Evaluates on all ranks; keeps the best weights apart."""
         table, rows = evaluate.evaluate(self.network, batches, self.runtime)
         metric = table[evaluate.METRIC]
+        # Only one rank writes, but all have computed the table together.
         if self.writes:
             sheet = f"{self.path}/images/step_{step:06d}.png"
             evaluate.save_sheet(sheet, rows)
@@ -87,6 +88,8 @@ class Recorder:
 
     def stop_requested(self) -> bool:
         """True on all ranks once any of them has been asked to stop."""
+        # A signal may reach one rank alone; if it left the loop by itself, the
+        # others would wait for its gradients for ever.
         asked = float(Stopped.received is not None)
         if self.runtime.size > 1:
             asked = float(self.runtime.all_reduce([tf.constant(asked)])[0])
@@ -100,6 +103,8 @@ class Recorder:
         metric = self.log.curve("evaluation", evaluate.METRIC)
         curves = {"total_loss": losses, evaluate.METRIC: metric}
         visuals.draw_curves(curves).save(f"{self.path}/images/curves.png")
+        # The last evaluation, not the best: choosing the best on the held-out
+        # pictures would flatter the run.
         path = f"{self.path}/result.json"
         result = {
             "model": model,

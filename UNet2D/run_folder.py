@@ -10,7 +10,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from typing import Optional
 
 import tensorflow as tf
 from absl import flags
@@ -39,6 +38,7 @@ def write_json(path: str, value: object) -> None:
     ) as file:
         json.dump(value, file, indent=1)
         file.write("\n")
+    # Temporary files are private; a run is to be read by others too.
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
 
@@ -84,7 +84,6 @@ def open_run(
     model: str,
     shape_flags: Sequence[str],
     overwrite: bool,
-    writes: bool,
     picture_size: Sequence[int],
 ) -> None:
     """Makes the run folder, or checks that it holds this very run.
@@ -94,24 +93,23 @@ def open_run(
       model: name of the model.
       shape_flags: names of the flags that must not change within a run.
       overwrite: remove what an earlier run left.
-      writes: whether this rank is the one that writes.
       picture_size: height and width of the training pictures, pixels; with
         image_size it tells predict.py the scale.
     """
-    if not writes:
-        return
     values = {
         name: value
         for name, value in FLAGS.flag_values_dict().items()
         if is_plain(value)
     }
     values.update(model=model, picture_size=list(picture_size))
+    # By name and never the folder itself: somebody's home may be in it.
     if overwrite:
         for pattern in OWN_FILES:
             for name in glob.glob(os.path.join(glob.escape(path), pattern)):
                 (shutil.rmtree if os.path.isdir(name) else os.remove)(name)
     if os.path.exists(os.path.join(path, "flags.json")):
         before = read_flags(path)
+        # Other flags may change: a longer run, another rate, more ranks.
         for name in ("model", *shape_flags):
             if before.get(name) != values[name]:
                 raise UserError(
@@ -138,9 +136,12 @@ class MetricsLog:
     def __init__(self, path: str, first_step: int) -> None:
         """Opens the log of a run that continues after `first_step`."""
         self.path = os.path.join(path, "metrics.jsonl")
+        # Lines after the checkpoint will be written again by its resumption.
         kept = [line for line in self.read() if line["step"] <= first_step]
-        with open(self.path, "w", encoding="utf8") as file:
+        with open(self.path + ".part", "w", encoding="utf8") as file:
             file.writelines(json.dumps(line) + "\n" for line in kept)
+        os.replace(self.path + ".part", self.path)
+        # The TF1 writer refuses to be made in eager mode.
         with tf.Graph().as_default():
             self.events = tf.compat.v1.summary.FileWriter(path)
 
@@ -160,11 +161,13 @@ class MetricsLog:
         with open(self.path, "a", encoding="utf8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         numbers = {**values, **values.get("evaluation", {})}
+        # Figures per class are lists; the events keep their means.
         summary = tf.compat.v1.Summary()
         for name, value in numbers.items():
             if isinstance(value, (int, float)):
                 summary.value.add(tag=name, simple_value=value)
         self.events.add_summary(summary, step)
+        # A killed run should show its curve up to the last line.
         self.events.flush()
 
     def write_image(self, step: int, name: str, path: str) -> None:
@@ -219,13 +222,16 @@ class Checkpoints:
         slots = npu_config.optimizer_variables(self.optimizer)
         return [*self.network.variables, *slots, self.step, self.best]
 
-    def restore(self) -> Optional[str]:
-        """Restores the newest readable checkpoint and returns its path."""
+    def restore(self) -> None:
+        """Restores the newest readable checkpoint, if there is any."""
         known = self.latest.checkpoints[::-1]
         for path in known:
             try:
+                # Without the assertion a checkpoint of the other Keras would
+                # restore nothing and say nothing.
                 self.checkpoint.restore(path).assert_consumed()
-                return path
+                print(f"resuming from {path}")
+                return
             except (tf.errors.OpError, AssertionError, ValueError) as error:
                 reason = " ".join(str(error).split())[:160]
                 print(f"{path} is damaged ({reason}); trying the one before")
@@ -234,7 +240,6 @@ class Checkpoints:
                 f"none of the checkpoints in {self.latest.directory} can be "
                 "read; start anew with --overwrite"
             )
-        return None
 
     def save(self, step: int) -> None:
         """Saves the state after `step` steps."""
@@ -250,6 +255,7 @@ class Checkpoints:
         try:
             manager.save(checkpoint_number=step)
         except (OSError, tf.errors.OpError):
+            # On a full disk the half-written file would block the next try.
             prefix = os.path.join(manager.directory, f"ckpt-{step}.")
             for name in glob.glob(glob.escape(prefix) + "*"):
                 os.remove(name)

@@ -39,10 +39,12 @@ def draw_picture(
         rng.normal(size=(2, side, side)), (0, 9, 9)
     )
     grid = np.mgrid[:side, :side] + 6.0 * wobble / wobble.std()
+    # A pixel is membrane where its two nearest cells are about as far.
     tree = spatial.cKDTree(points)
     distance, nearest = tree.query(np.moveaxis(grid, 0, -1), k=2)
     membrane = distance[..., 1] - distance[..., 0] < MEMBRANE_PIXELS
     label = np.where(membrane, 0, 1 + nearest[..., 0] % (classes - 1))
+    # Distractors as dark as membranes, and shading across the picture.
     blobs = ndimage.gaussian_filter(rng.normal(size=(side, side)), 3)
     shade = ndimage.gaussian_filter(rng.normal(size=(side, side)), 40)
     grey = 170.0 + 25.0 * shade / shade.std()

@@ -8,7 +8,8 @@ with no download.
 import os
 import random
 import sys
-from typing import Callable
+from collections.abc import Sequence
+from typing import Callable, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -22,20 +23,20 @@ from UNet2D import (
     dataset,
     evaluate,
     losses,
-    metrics,
     pictures,
     predict,
     run_folder,
     sample_data,
     weights,
 )
-from UNet2D.launch import Stopped, launch
+from UNet2D.launch import Stopped, launch, stop_softly
 from UNet2D.model import bottleneck_shape, check_input_side, create_model
 from UNet2D.optimizer import FusedAdam
 from UNet2D.recorder import Recorder
 
 FLAGS = flags.FLAGS
 MODEL = "UNet2D"
+VERSION = "1.0.0"
 # Flags that fix the network and the data it sees within one run.
 SHAPE_FLAGS = (
     "image_size",
@@ -151,6 +152,7 @@ def check_flags() -> None:
         raise UserError(
             f"--fold={FLAGS.fold}: one of {', '.join(folds)}, all, none"
         )
+    # The seed finds this out after the whole training.
     if FLAGS.fold == "none" and "evaluate" in FLAGS.exec_mode:
         raise UserError(
             f"--fold=none leaves nothing for --exec_mode={FLAGS.exec_mode}; "
@@ -162,20 +164,80 @@ def read_data(
     runtime: npu_config.Runtime, path: str
 ) -> list[pictures.Picture]:
     """Reads and checks the data set, or draws one where none is given."""
-    data_path = FLAGS.data_path
-    if not data_path:
-        data_path = os.path.join(path, "sample_data")
-        if runtime.rank == 0 and not os.path.isdir(data_path):
+    if not FLAGS.data_path:
+        FLAGS.data_path = os.path.join(path, "sample_data")
+        print(f"no --data_path: using sample data in {FLAGS.data_path}")
+        if runtime.rank == 0 and not os.path.isdir(FLAGS.data_path):
             sample_data.draw(
-                data_path,
+                FLAGS.data_path,
                 channels=FLAGS.in_channels,
                 classes=FLAGS.num_classes,
             )
         runtime.all_reduce([tf.zeros([])])  # the others wait for the files
-        print(f"no --data_path: training on sample data in {data_path}")
-        FLAGS.data_path = data_path
+    # flags.json keeps the path, and evaluate.py may run from elsewhere.
+    FLAGS.data_path = os.path.abspath(FLAGS.data_path)
     return pictures.read_pairs(
-        data_path, FLAGS.in_channels, FLAGS.num_classes, FLAGS.ignore_label
+        FLAGS.data_path,
+        FLAGS.in_channels,
+        FLAGS.num_classes,
+        FLAGS.ignore_label,
+    )
+
+
+def split_data(
+    pairs: Sequence[pictures.Picture], fold: str, ranks: int
+) -> tuple[list[pictures.Picture], list[pictures.Picture]]:
+    """The pictures to train on and those held out for evaluation."""
+    # Limits cut after the split, so that no fold loses its meaning.
+    splits = dataset.split_fold(len(pairs), fold, FLAGS.fold_split, FLAGS.seed)
+    limits = (FLAGS.limit_train or None, FLAGS.limit_eval or None)
+    seen, held_out = (
+        [pairs[index] for index in split[:limit]]
+        for split, limit in zip(splits, limits)
+    )
+    batch = FLAGS.batch_size * ranks
+    if batch > len(seen):
+        raise UserError(
+            f"--batch_size={FLAGS.batch_size} on {ranks} ranks takes {batch} "
+            f"pictures a step, the training split has {len(seen)}: lower "
+            "--batch_size"
+        )
+    return seen, held_out
+
+
+def training_stream(
+    runtime: npu_config.Runtime,
+    seen: Sequence[pictures.Picture],
+    first_step: int,
+) -> tf.data.Dataset:
+    """This rank's batches after `first_step` steps."""
+    geometry = dataset.geometry_of(FLAGS.flag_values_dict())
+    return dataset.training_batches(
+        dataset.prepare_pictures(seen, geometry),
+        geometry,
+        FLAGS.augment,
+        bottleneck_shape(FLAGS.image_size, FLAGS.base_filters),
+        FLAGS.dropout,
+        FLAGS.batch_size,
+        FLAGS.seed,
+        first_step * FLAGS.batch_size * runtime.size,
+        runtime.rank,
+        runtime.size,
+    )
+
+
+def evaluation_stream(
+    runtime: npu_config.Runtime, held_out: Sequence[pictures.Picture]
+) -> Optional[tf.data.Dataset]:
+    """This rank's share of the held-out pictures; None to evaluate none."""
+    if "evaluate" not in FLAGS.exec_mode:
+        return None
+    geometry = dataset.geometry_of(FLAGS.flag_values_dict())
+    return dataset.evaluation_batches(
+        dataset.prepare_pictures(held_out, geometry),
+        geometry,
+        runtime.rank,
+        runtime.size,
     )
 
 
@@ -188,11 +250,35 @@ def learning_rate_schedule() -> tf.keras.optimizers.schedules.CosineDecay:
     )
 
 
+def create_network(
+    runtime: npu_config.Runtime,
+) -> tuple[tf.keras.Model, tf.keras.Model, tf.keras.optimizers.Optimizer]:
+    """Network, its twin for training and optimiser, seeded by --seed."""
+    random.seed(FLAGS.seed)  # Keras 3 draws its initial weights from here
+    np.random.seed(FLAGS.seed)
+    tf.random.set_seed(FLAGS.seed)  # Keras 2.6 from here
+    network, trainer = create_model(
+        FLAGS.num_classes,
+        FLAGS.in_channels,
+        FLAGS.base_filters,
+        FLAGS.initializer,
+    )
+    # Before anything is written: a file that does not fit stops the run.
+    if FLAGS.init_checkpoint:
+        left = weights.load(network, FLAGS.init_checkpoint, True)
+        print(f"weights from {FLAGS.init_checkpoint}; new: {left or 'none'}")
+    # Epsilon is TF1's; Keras has 1e-7.
+    optimizer = runtime.prepare_optimizer(
+        FusedAdam(learning_rate_schedule(), epsilon=1e-8),
+        trainer.trainable_variables,
+    )
+    return network, trainer, optimizer
+
+
 def make_train_step(
     runtime: npu_config.Runtime,
     trainer: tf.keras.Model,
     optimizer: tf.keras.optimizers.Optimizer,
-    weight_decay: float,
 ) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
     """One step of training as a graph: batch to loss terms.
 
@@ -209,147 +295,68 @@ def make_train_step(
                 logits, batch["label"], batch["valid"]
             )
             objective = terms["total_loss"]
-            if weight_decay:
+            # With a rate of 0 the pass over all weights is saved too.
+            if FLAGS.weight_decay:
                 terms["l2_loss"] = losses.weight_decay_loss(variables)
-                objective += weight_decay * terms["l2_loss"]
+                objective += FLAGS.weight_decay * terms["l2_loss"]
             objective = runtime.scale_loss(optimizer, objective)
         gradients = tape.gradient(objective, variables)
         runtime.apply_gradients(optimizer, gradients, variables)
         return terms
 
+    # Not a decorator: an NPU replaces tf.function when it is opened.
     return tf.function(train_step)
-
-
-def create_network(
-    runtime: npu_config.Runtime,
-    schedule: Callable,
-) -> tuple[tf.keras.Model, tf.keras.Model, tf.keras.optimizers.Optimizer]:
-    """Network, its twin for training and optimiser, seeded by --seed."""
-    random.seed(FLAGS.seed)  # Keras 3 draws its initial weights from here
-    np.random.seed(FLAGS.seed)
-    tf.random.set_seed(FLAGS.seed)
-    network, trainer = create_model(
-        FLAGS.num_classes,
-        FLAGS.in_channels,
-        FLAGS.base_filters,
-        FLAGS.initializer,
-    )
-    optimizer = runtime.prepare_optimizer(
-        FusedAdam(schedule, epsilon=1e-8),
-        trainer.trainable_variables,
-    )
-    return network, trainer, optimizer
-
-
-def training_stream(
-    runtime: npu_config.Runtime,
-    prepared: dict[str, tf.Tensor],
-    geometry: dataset.Geometry,
-    first_step: int,
-) -> tf.data.Dataset:
-    """This rank's batches from step `first_step` on."""
-    return dataset.training_batches(
-        prepared,
-        geometry,
-        FLAGS.augment,
-        bottleneck_shape(FLAGS.image_size, FLAGS.base_filters),
-        FLAGS.dropout,
-        FLAGS.batch_size,
-        FLAGS.seed,
-        first_step * FLAGS.batch_size * runtime.size,
-        runtime.rank,
-        runtime.size,
-    )
-
-
-def initialise(
-    runtime: npu_config.Runtime,
-    network: tf.keras.Model,
-    optimizer: tf.keras.optimizers.Optimizer,
-    checkpoints: run_folder.Checkpoints,
-) -> int:
-    """Resumes, or starts from --init_checkpoint; returns the steps done.
-
-    Rank 0 reads; the others receive all state, batch-norm statistics and
-    optimiser slots included.
-    """
-    restored = checkpoints.restore() if runtime.rank == 0 else None
-    if restored:
-        print(f"resuming from {restored}")
-    elif FLAGS.init_checkpoint and runtime.rank == 0:
-        left = weights.load(network, FLAGS.init_checkpoint, True)
-        print(f"weights from {FLAGS.init_checkpoint}; new: {left or 'none'}")
-    runtime.broadcast(checkpoints.variables())
-    return int(checkpoints.step)
 
 
 def train(runtime: npu_config.Runtime, fold: str, path: str) -> dict:
     """Trains one fold in run folder `path`; returns its result.json."""
     print("data")
-    geometry = dataset.geometry_of(FLAGS.flag_values_dict())
     pairs = read_data(runtime, path)
-    splits = dataset.split_fold(len(pairs), fold, FLAGS.fold_split, FLAGS.seed)
-    limits = (FLAGS.limit_train or None, FLAGS.limit_eval or None)
-    seen, held_out = (
-        dataset.select(pairs, split[:limit])
-        for split, limit in zip(splits, limits)
-    )
-    batch = FLAGS.batch_size * runtime.size
-    if batch > len(seen):
-        raise UserError(
-            f"--batch_size={FLAGS.batch_size} on {runtime.size} ranks takes "
-            f"{batch} pictures a step, the training split has {len(seen)}: "
-            "lower --batch_size"
-        )
-    print(f"{len(seen)} training pictures, {len(held_out)} for evaluation")
+    seen, held_out = split_data(pairs, fold, runtime.size)
+    print(f"{len(seen)} training pictures, {len(held_out)} held out")
 
     print("model and optimiser")
-    schedule = learning_rate_schedule()
-    network, trainer, optimizer = create_network(runtime, schedule)
+    network, trainer, optimizer = create_network(runtime)
     print(f"{network.count_params()} parameters")
 
-    print("run folder and weights")
-    run_folder.open_run(
-        path,
-        MODEL,
-        SHAPE_FLAGS,
-        FLAGS.overwrite,
-        runtime.rank == 0,
-        pairs[0].label.shape,
-    )
+    print("run folder and restore")
+    picture_size = pairs[0].label.shape
+    if runtime.rank == 0:
+        run_folder.open_run(
+            path, MODEL, SHAPE_FLAGS, FLAGS.overwrite, picture_size
+        )
     checkpoints = run_folder.Checkpoints(
         path, FLAGS.keep_checkpoints, network, optimizer
     )
-    first = initialise(runtime, network, optimizer, checkpoints)
-    recorder = Recorder(runtime, path, network, checkpoints, schedule)
+    if runtime.rank == 0:
+        checkpoints.restore()
+    # Rank 0 alone has read files; the others take all its state.
+    runtime.broadcast(checkpoints.variables())
+    first = int(checkpoints.step)
 
     print(f"training, steps {first + 1} to {FLAGS.train_steps}")
-    train_step = make_train_step(
-        runtime, trainer, optimizer, FLAGS.weight_decay
+    recorder = Recorder(
+        runtime, path, network, checkpoints, learning_rate_schedule()
     )
-    prepared = dataset.prepare_pictures(seen, geometry)
-    batches = iter(training_stream(runtime, prepared, geometry, first))
-    evaluation_data = None
-    if "evaluate" in FLAGS.exec_mode:
-        evaluation_data = dataset.evaluation_batches(
-            dataset.prepare_pictures(held_out, geometry),
-            geometry,
-            runtime.rank,
-            runtime.size,
-        )
+    train_step = make_train_step(runtime, trainer, optimizer)
+    evaluation_data = evaluation_stream(runtime, held_out)
+    batches = iter(training_stream(runtime, seen, first))
+    stop_softly()
     recorder.clock.restart()
     for step in range(first + 1, FLAGS.train_steps + 1):
         recorder.step_done(train_step(next(batches)))
+        # Every rank comes to the same answers here, or they would part.
         stopping = recorder.stop_requested()
         last = stopping or step == FLAGS.train_steps
-        evaluating = evaluation_data is not None and not stopping
-        evaluating &= step == FLAGS.train_steps or (
-            FLAGS.eval_every > 0 and step % FLAGS.eval_every == 0
-        )
         saving = last or step % FLAGS.save_every == 0
+        evaluating = evaluation_data is not None and (
+            step == FLAGS.train_steps
+            or (FLAGS.eval_every and step % FLAGS.eval_every == 0)
+        )
         if evaluating or saving or step % FLAGS.log_every == 0:
             recorder.record(step)
-        if evaluating:
+        # Whoever stops us may not wait for an evaluation.
+        if evaluating and not stopping:
             recorder.evaluate(step, evaluation_data)
         if saving:
             recorder.save(step)
@@ -358,6 +365,7 @@ def train(runtime: npu_config.Runtime, fold: str, path: str) -> dict:
                 f"stopped after step {step} and saved; the same command "
                 "continues"
             )
+    # A finished run that is started again has only to be evaluated.
     if first >= FLAGS.train_steps and evaluation_data is not None:
         recorder.evaluate(first, evaluation_data)
     return recorder.finish(MODEL)
@@ -369,20 +377,18 @@ def use_run(runtime: npu_config.Runtime, fold: str, path: str) -> None:
         table, rows = evaluate.evaluate_run(
             path, FLAGS.data_path, fold, FLAGS.limit_eval, runtime
         )
-        print(metrics.format_table(table))
-        evaluate.save_results(path, table, rows)
-    if "predict" in FLAGS.exec_mode:
-        predict.predict_run(
-            path,
-            predict.test_pictures(run_folder.read_flags(path)["data_path"]),
-            os.path.join(path, "predictions"),
-        )
+        if runtime.rank == 0:
+            evaluate.save_results(path, table, rows)
+    if "predict" in FLAGS.exec_mode and runtime.rank == 0:
+        data_path = run_folder.read_flags(path)["data_path"]
+        tests = predict.test_pictures(data_path)
+        predict.predict_run(path, tests, os.path.join(path, "predictions"))
 
 
 def main() -> None:
     """Device, then one run, or one for each fold."""
     runtime = npu_config.setup()
-    print(f"{MODEL}, TensorFlow {tf.__version__}, {runtime.describe()}")
+    print(f"{MODEL} {VERSION}, TensorFlow {tf.__version__}, {runtime.describe()}")
     print(f"flags: {' '.join(run_folder.changed_flags())}")
     check_flags()
     folds = [FLAGS.fold]
@@ -395,8 +401,7 @@ def main() -> None:
             path = os.path.join(path, f"fold{fold}")
         if "train" in FLAGS.exec_mode:
             results.append(train(runtime, fold, path))
-        if runtime.rank == 0:
-            use_run(runtime, fold, path)
+        use_run(runtime, fold, path)
     if len(results) > 1 and results[0]["metric"] is not None:
         mean = np.mean([result["metric"] for result in results])
         print(f"mean of {len(results)} folds: {evaluate.METRIC} {mean:.4f}")

@@ -22,6 +22,7 @@ def palette(count: int) -> np.ndarray:
     colours = np.zeros((count, 3), np.uint8)
     for index in range(count):
         for bit in range(8):
+            # Three bits of the id at a time go to red, green, blue.
             for channel in range(3):
                 value = index >> (3 * bit + channel) & 1
                 colours[index, channel] |= value << (7 - bit)
@@ -56,6 +57,7 @@ def contact_sheet(
 ) -> Image.Image:
     """Tiles [h, w, 3] uint8 in rows under column titles."""
     height, width = rows[0][0].shape[:2]
+    # Nearest neighbour below: a label must not gain colours it has not.
     scale = max(1, 128 // width)  # tiny tiles would be hard to see
     height, width = height * scale, width * scale
     sheet = Image.new(

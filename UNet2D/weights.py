@@ -37,6 +37,7 @@ UNREADABLE = (
 def _leaf_layers(model: tf.keras.Model) -> list[tf.keras.layers.Layer]:
     """All layers in creation order, those of nested models included."""
     layers = []
+    # Order matters: it is that of the TF1 graph.
     for layer in model.layers:
         nested = isinstance(layer, tf.keras.Model)
         layers += _leaf_layers(layer) if nested else [layer]
@@ -121,6 +122,8 @@ def load(
             and values[name].shape != tuple(variables[name].shape)
         ]
     wanted = {name: tuple(v.shape) for name, v in variables.items()}
+    # All faults at once, and before the first assignment: a network with
+    # half of its weights replaced helps nobody.
     missing = sorted(set(wanted) - set(values))
     extra = sorted(set(values) - set(wanted))
     wrong = [
@@ -168,6 +171,8 @@ def save_npz(network: tf.keras.Model, path: str) -> None:
 
 def save_tf1(network: tf.keras.Model, prefix: str, step: int) -> None:
     """Writes a checkpoint that the TF1 reference restores by name."""
+    # The raw op writes exactly these names; tf.train.Checkpoint would wrap
+    # them in paths of Python attributes.
     named = named_variables(network)
     names = [*named, "global_step"]
     tensors = [tf.convert_to_tensor(variable) for variable in named.values()]
