@@ -7,12 +7,13 @@
 import os
 import signal
 import sys
+import textwrap
 import traceback
 from types import FrameType
 from typing import Callable, Optional
 
 import tensorflow as tf
-from absl import flags
+from absl import app, flags
 
 from common.npu_config import UserError
 
@@ -41,9 +42,10 @@ def launch(
     # The seed's commands carry bare switches where we have values.
     switches = switches or {}
     arguments = [switches.get(argument, argument) for argument in sys.argv]
-    if {"--help", "-h", "--helpshort"} & set(arguments):
+    if {"--help", "-h"} & set(arguments):
         print(_help())
         sys.exit(0)
+    app.define_help_flags()
     try:
         rest = FLAGS(arguments)
     except flags.UnrecognizedFlagError as error:
@@ -133,6 +135,12 @@ def _help() -> str:
     for flag in sorted(own, key=lambda flag: flag.name):
         if flag.help.startswith("Alias for"):
             continue
-        lines.append(f"  --{flag.name}={flag.default_as_str or ''}")
-        lines[-1] = f"{lines[-1]:<34} {flag.help}"[:100]
+        default = "" if flag.default is None else flag.default
+        text = f"--{flag.name}={default}"
+        # absl writes an enum's values as <a|b>: before its help.
+        meaning = flag.help.replace("<", "").replace(">:", ":")
+        meaning = meaning.replace("|", ", ")
+        lines.append(textwrap.shorten(f"{text} {meaning}", 96))
+        lines[-1] = lines[-1].replace(text, f"  {text:<35}", 1)
+    lines.append("--helpfull says all of it, with the rarer flags.")
     return "\n".join(lines)

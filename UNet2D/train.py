@@ -82,7 +82,7 @@ def define_flags() -> None:
     text("output_path", "results", "The run folder.")
     flags.DEFINE_bool("overwrite", False, "Start anew in output_path.")
     text("init_checkpoint", None, "npz, TF1 prefix or run to start from.")
-    whole("train_steps", 700, "Steps in all, resumed ones included.", 0)
+    whole("train_steps", 600, "Steps in all, resumed ones included.", 0)
     whole("batch_size", 1, "Pictures per rank and step.", 1)
     real("learning_rate", 1e-4, "Of Adam.", 0.0)
     flags.DEFINE_enum(
@@ -113,7 +113,7 @@ def define_flags() -> None:
         "augment",
         "turns",
         ["none", "reference", "turns", "paper"],
-        "turns adds quarter turns, paper elastic warps too.",
+        "turns has turns for boxes, paper warps too.",
     )
     flags.DEFINE_enum(
         "border",
@@ -388,7 +388,9 @@ def use_run(runtime: npu_config.Runtime, fold: str, path: str) -> None:
 def main() -> None:
     """Device, then one run, or one for each fold."""
     runtime = npu_config.setup()
-    print(f"{MODEL} {VERSION}, TensorFlow {tf.__version__}, {runtime.describe()}")
+    print(
+        f"{MODEL} {VERSION}, TensorFlow {tf.__version__}, {runtime.describe()}"
+    )
     print(f"flags: {' '.join(run_folder.changed_flags())}")
     check_flags()
     folds = [FLAGS.fold]

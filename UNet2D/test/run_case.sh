@@ -179,62 +179,6 @@ wait_for_ranks() {
   for pid in "${children[@]}"; do wait "$pid" || status=$?; done
 }
 
-# Writes the loss file and ${CaseName}.log and prints the final block, with empty
-# values if training failed.
-report() {
-  "$python" - "$room" "$logs" "$run_folder" "$CASE_SUFFIX" \
-    "$batch_size" "$rank_size" "$status" "$((SECONDS - begin))" <<'EOF'
-import json
-import os
-import platform
-import sys
-
-room, logs, run, suffix, batch, ranks, status, seconds = sys.argv[1:]
-result, losses = {}, []
-if status == "0":
-    with open(os.path.join(run, "result.json"), encoding="utf8") as file:
-        result = json.load(file)
-    with open(os.path.join(run, "metrics.jsonl"), encoding="utf8") as file:
-        losses = [json.loads(line).get("total_loss") for line in file]
-    batch = str(result["batch_size"])
-losses = [f"{loss:.6f}" for loss in losses if loss is not None]
-
-
-def number(name, digits):
-    value = result.get(name)
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-speed = number("images_per_second", 4)
-milliseconds = ""
-if speed and float(speed) > 0:
-    milliseconds = f"{int(batch) * int(ranks) * 1000 / float(speed):.2f}"
-network = os.path.basename(room)
-case = f"{network}_bs{batch}_{ranks}p_{suffix}"
-values = {
-    "Network": network,
-    "RankSize": ranks,
-    "BatchSize": batch,
-    "DeviceType": platform.machine(),
-    "CaseName": case,
-    "ActualFPS": speed,
-    "TrainingTime": milliseconds,
-    "TrainAccuracy": number("metric", 4),
-    "ActualLoss": losses[-1] if losses else "",
-    "E2ETrainingTime": seconds,
-}
-with open(os.path.join(logs, f"train_{case}_loss.txt"), "w") as file:
-    file.writelines(f"{loss}\n" for loss in losses)
-with open(os.path.join(logs, f"{case}.log"), "w") as file:
-    file.writelines(f"{key} = {value}\n" for key, value in values.items())
-print("------------------ Final result ------------------")
-print(f"Final Performance images/sec : {speed}")
-print(f"Final Performance sec/step : {number('seconds_per_step', 4)}")
-print(f"Final Train Accuracy : {values['TrainAccuracy']}")
-print(f"E2E Training Duration sec : {seconds}")
-EOF
-}
-
 # Says which rank failed first, and the last line of its log that names an error.
 explain_failure() {
   local rank=0 log reason="it wrote nothing"
@@ -259,7 +203,7 @@ status=0
 stopping=
 begin=$SECONDS
 
-[[ $device =~ ^[0-9]+$ ]] ||
+[[ $device =~ ^(0|[1-9][0-9]*)$ ]] ||
   stop_with "ASCEND_DEVICE_ID=$device: must be a number such as 0"
 for flag in "${CASE_FLAGS[@]}"; do
   case $flag in --batch_size=*) batch_size=${flag#*=} ;; esac
@@ -280,6 +224,8 @@ trap '[ -n "$stopping" ] || signal_ranks TERM; stopping=yes' TERM INT HUP
 start_ranks
 wait_for_ranks
 ((status == 0)) || explain_failure
-report
+"$python" "$test_folder/report_case.py" "$logs" "$run_folder" \
+  "$(basename "$room")" "$CASE_SUFFIX" "$batch_size" "$rank_size" "$status" \
+  "$((SECONDS - begin))"
 rm -f "$failed_ranks"
 exit "$status"
