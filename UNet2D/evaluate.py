@@ -5,7 +5,7 @@ python UNet2D/evaluate.py --run=RUN [--data_path=DIR] [--fold=0|…|all]
 
 import os
 import sys
-from typing import Optional
+from typing import Callable, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -43,17 +43,8 @@ def define_flags() -> None:
     flags.mark_flag_as_required("run")
 
 
-def evaluate(
-    network: tf.keras.Model,
-    batches: tf.data.Dataset,
-    runtime: npu_config.Runtime,
-) -> tuple[dict[str, object], list[list[np.ndarray]]]:
-    """Runs the network over all batches of all ranks.
-
-    Returns:
-      The table of metrics.figures, and rows for a contact sheet: input,
-      label, prediction and difference of this rank's first pictures.
-    """
+def make_evaluation_step(network: tf.keras.Model) -> Callable:
+    """The network with its totals as a graph, traced once for all batches."""
 
     def step(batch):
         logits = network(batch["image"], training=False)
@@ -61,14 +52,32 @@ def evaluate(
         return totals, tf.argmax(logits, -1)
 
     # Not a decorator: an NPU replaces tf.function when it is opened.
-    step = tf.function(step)
+    return tf.function(step)
+
+
+def evaluate(
+    step: Callable,
+    batches: tf.data.Dataset,
+    runtime: npu_config.Runtime,
+) -> tuple[dict[str, object], list[list[np.ndarray]]]:
+    """Runs the network over all batches of all ranks.
+
+    Args:
+      step: of make_evaluation_step.
+      batches: this rank's share of the pictures.
+      runtime: adds the shares up.
+
+    Returns:
+      The table of metrics.figures, and rows for a contact sheet: input,
+      label, prediction and difference of this rank's first pictures.
+    """
     sums, rows = {}, []
     for batch in batches:
         totals, classes = step(batch)
         for name, value in totals.items():
             sums[name] = sums.get(name, 0.0) + value.numpy().astype(np.float64)
         if len(rows) < SHEET_ROWS:
-            rows.append(_sheet_row(batch, classes, network.output_shape[-1]))
+            rows.append(_sheet_row(batch, classes, len(totals["soft_dice"])))
     # Means of sums keep every ratio, so each rank gets the whole table.
     names = sorted(sums)
     reduced = runtime.all_reduce(
@@ -152,7 +161,7 @@ def evaluate_run(
     batches = dataset.evaluation_batches(
         prepared, geometry, runtime.rank, runtime.size
     )
-    return evaluate(network, batches, runtime)
+    return evaluate(make_evaluation_step(network), batches, runtime)
 
 
 def mean_tables(tables: list[dict[str, object]]) -> dict[str, object]:

@@ -9,7 +9,7 @@ import glob
 import os
 import sys
 import time
-from typing import Callable, Optional
+from typing import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -29,6 +29,7 @@ FLAGS = flags.FLAGS
 # up-convolutions lack the neighbour before their first pixel: after four of
 # them 15 pixels. The next multiple of the stride is dropped.
 EDGE = STRIDE
+TILE_SIZE = 572  # pixels, as the network was drawn
 SMALLEST_TILE = 220  # pixels; smaller ones would be all edge
 
 
@@ -40,7 +41,9 @@ def define_flags() -> None:
     flags.DEFINE_string("run", None, "Run folder: --output_path of train.py.")
     flags.DEFINE_string("input", None, "A picture, a folder or a glob.")
     flags.DEFINE_string("output", None, "Folder for masks and overlays.")
-    flags.DEFINE_integer("tile_size", 572, "Largest input side, 16 k + 60.")
+    flags.DEFINE_integer(
+        "tile_size", TILE_SIZE, "Largest input side, 16 k + 60."
+    )
     flags.DEFINE_bool("probabilities", False, "Write them as float TIFF too.")
     for name in ("run", "input", "output"):
         flags.mark_flag_as_required(name)
@@ -152,7 +155,13 @@ def test_pictures(data_path: str) -> list[str]:
     )
 
 
-def _save(path: str, output: str, pages: list[np.ndarray], maps: list) -> None:
+def _save(
+    path: str,
+    output: str,
+    pages: list[np.ndarray],
+    maps: list[np.ndarray],
+    probabilities: bool,
+) -> None:
     """Writes masks and overlays of one file's pages.
 
     A TIFF gives a TIFF of as many pages; others give a palette PNG that
@@ -172,7 +181,7 @@ def _save(path: str, output: str, pages: list[np.ndarray], maps: list) -> None:
         mask = Image.fromarray(classes[0], "P")
         mask.putpalette(colours.ravel().tolist())
         mask.save(base + "_mask.png")
-    if FLAGS.probabilities:
+    if probabilities:
         foreground = [page[..., -1] for page in maps]
         sample_data.save_volume(base + "_probability.tif", foreground)
     for number, (picture, page) in enumerate(zip(pages, classes)):
@@ -183,10 +192,13 @@ def _save(path: str, output: str, pages: list[np.ndarray], maps: list) -> None:
 
 
 def predict_run(
-    run: str, paths: list[str], output: str, tile_size: Optional[int] = None
+    run: str,
+    paths: list[str],
+    output: str,
+    tile_size: int = TILE_SIZE,
+    probabilities: bool = False,
 ) -> None:
     """Segments the pictures in `paths` with the best weights of `run`."""
-    tile_size = tile_size or 572
     values, geometry, network = evaluate.restore(run)
     side = geometry.output_size
     scale = tuple(side / length for length in values["picture_size"])
@@ -205,7 +217,7 @@ def predict_run(
             predict_picture(infer, page, scale, geometry, tile_size)
             for page in pages
         ]
-        _save(path, output, pages, maps)
+        _save(path, output, pages, maps, probabilities)
         left = (time.perf_counter() - start) / done * (len(paths) - done)
         print(f"{done}/{len(paths)} {path}  left {left:.0f} s", flush=True)
     print(f"wrote masks and overlays of {len(paths)} files to {output}")
@@ -221,7 +233,9 @@ def main() -> None:
             "tiles overlap"
         )
     print(npu_config.setup().describe())
-    predict_run(FLAGS.run, paths, FLAGS.output, FLAGS.tile_size)
+    predict_run(
+        FLAGS.run, paths, FLAGS.output, FLAGS.tile_size, FLAGS.probabilities
+    )
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ class Recorder:
     ) -> None:
         self.runtime, self.path, self.schedule = runtime, path, schedule
         self.network, self.checkpoints = network, checkpoints
+        self.evaluation_step = evaluate.make_evaluation_step(network)
         self.clock = progress.Clock(FLAGS.warmup_steps)
         self.window: list[dict[str, tf.Tensor]] = []
         self.writes = runtime.rank == 0
@@ -62,7 +63,9 @@ class Recorder:
 
     def evaluate(self, step: int, batches: tf.data.Dataset) -> None:
         """Evaluates on all ranks; keeps the best weights apart."""
-        table, rows = evaluate.evaluate(self.network, batches, self.runtime)
+        table, rows = evaluate.evaluate(
+            self.evaluation_step, batches, self.runtime
+        )
         metric = table[evaluate.METRIC]
         # Only one rank writes, but all have computed the table together.
         if self.writes:

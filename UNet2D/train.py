@@ -398,8 +398,9 @@ def main() -> None:
         folds = [str(fold) for fold in range(dataset.FOLDS)]
     results = []
     for fold in folds:
+        FLAGS.fold = fold  # what flags.json of its folder shall say
         path = os.path.abspath(FLAGS.output_path)
-        if FLAGS.fold == "all":
+        if len(folds) > 1:
             path = os.path.join(path, f"fold{fold}")
         if "train" in FLAGS.exec_mode:
             results.append(train(runtime, fold, path))
