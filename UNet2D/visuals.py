@@ -58,7 +58,7 @@ def contact_sheet(
     """Tiles [h, w, 3] uint8 in rows under column titles."""
     height, width = rows[0][0].shape[:2]
     # Nearest neighbour below: a label must not gain colours it has not.
-    scale = max(1, 128 // width)  # tiny tiles would be hard to see
+    scale = max(1, 192 // width)  # tiny tiles would be hard to see
     height, width = height * scale, width * scale
     sheet = Image.new(
         "RGB",
