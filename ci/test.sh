@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Runs the linter and all tests, set-up included.
+#
+#   bash ci/test.sh [default|ascend]... [-- PYTEST ARGUMENTS]
+#
+# Without a lane it takes both. A lane whose Python is missing is left out, but
+# with CI=true it fails. The last line is 'N passed, N failed, N skipped'.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+lanes=()
+while (($#)) && [ "$1" != -- ]; do
+  lanes+=("$1")
+  shift
+done
+(($# == 0)) || shift
+[ ${#lanes[@]} -gt 0 ] || lanes=(default ascend)
+targets=(common ci)
+for script in */train.py; do targets+=("$(dirname "$script")"); done
+for argument in "$@"; do
+  # Paths among the arguments stand in for the whole suite.
+  [ ! -e "${argument%%::*}" ] || targets=()
+done
+
+passed=0 failed=0 skipped=0
+summary=()
+note() {
+  summary+=("$1")
+  passed=$((passed + $2))
+  failed=$((failed + $3))
+  skipped=$((skipped + $4))
+}
+
+lint() {
+  if "$python" -m ruff "$@"; then
+    note "ruff $1: clean" 1 0 0
+  else
+    note "ruff $1: findings, see above" 0 1 0
+  fi
+}
+
+# Prints passed, failed and skipped of a pytest report; a lane without a test
+# counts as a failure.
+count() {
+  "$1" - "$2" "$3" <<'EOF'
+import os
+import sys
+import xml.etree.ElementTree as xml
+
+path, status = sys.argv[1:]
+total = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
+if os.path.getsize(path):
+    suite = xml.parse(path).getroot().find("testsuite")
+    total = {name: int(suite.get(name)) for name in total}
+bad = total["failures"] + total["errors"]
+passed = total["tests"] - bad - total["skipped"]
+if not bad and (status != "0" or not passed):
+    bad = 1
+print(passed, bad, total["skipped"])
+EOF
+}
+
+run_lane() {
+  local lane=$1 report status=0 counts begin=$SECONDS
+  shift
+  report=$(mktemp)
+  echo "== $lane: $("$python" --version), $python"
+  "$python" -m pytest --junitxml="$report" -o junit_family=xunit2 \
+    ${targets[@]+"${targets[@]}"} "$@" || status=$?
+  counts=$(count "$python" "$report" "$status")
+  rm -f "$report"
+  # shellcheck disable=SC2086  # three numbers
+  set -- $counts
+  note "$lane: $1 passed, $2 failed, $3 skipped in $((SECONDS - begin)) s" "$@"
+}
+
+linted=
+for lane in "${lanes[@]}"; do
+  if ! python=$(bash ci/env.sh "$lane" | tail -n 1); then
+    if [ "${CI:-}" = true ]; then
+      note "$lane: no environment, see above" 0 1 0
+    else
+      note "$lane: left out, no environment, see above" 0 0 0
+    fi
+    continue
+  fi
+  if [ -z "$linted" ]; then
+    lint check
+    lint format --check
+    linted=yes
+  fi
+  run_lane "$lane" "$@"
+done
+
+[ -n "$linted" ] || ((failed)) || note "no lane has an environment" 0 1 0
+printf '%s\n' "" "${summary[@]}"
+echo "$passed passed, $failed failed, $skipped skipped"
+((failed == 0))

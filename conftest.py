@@ -1,0 +1,24 @@
+"""Settings of every test: imports from the repository, golden files."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds --goldens=DIR."""
+    parser.addoption(
+        "--goldens",
+        metavar="DIR",
+        help="folder of golden*.npz files; default: each model's own",
+    )
+
+
+@pytest.fixture(scope="module")
+def goldens(request: pytest.FixtureRequest) -> Path:
+    """The folder of golden files that belongs to the test's module."""
+    folder = request.config.getoption("--goldens")
+    return Path(folder) if folder else request.path.parent / "goldens"
