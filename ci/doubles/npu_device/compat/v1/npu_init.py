@@ -1,0 +1,1 @@
+"""Place of the adapter's TensorFlow 1 names; the double offers none."""

@@ -1,0 +1,102 @@
+"""Two real processes under horovodrun learn as one."""
+
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from ci import contract, npu_probe
+
+pytest.importorskip("horovod")
+
+
+def run_two(*flags: str) -> subprocess.CompletedProcess:
+    """Runs the probe on two ranks."""
+    return contract.run(
+        [
+            sys.executable,
+            *("-m", "horovod.runner.launch", "--gloo", "-np", "2"),
+            *(sys.executable, npu_probe.PROBES / "horovod_training.py"),
+            *("--device=cpu", "--precision_mode=force_fp32", *flags),
+        ],
+        timeout=300,
+        PYTHONPATH=str(contract.REPOSITORY),
+    )
+
+
+@pytest.fixture(name="ranks", scope="module")
+def both_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What each of two ranks has found."""
+    folder = tmp_path_factory.mktemp("horovod")
+    process = run_two(f"--output={folder}")
+    assert process.returncode == 0, process.stdout + process.stderr
+    for rank in range(2):
+        assert f"device cpu, rank {rank} of 2" in process.stdout
+    found = []
+    for rank in range(2):
+        with np.load(folder / f"rank{rank}.npz") as arrays:
+            found.append(dict(arrays))
+    return found
+
+
+def test_broadcast_gives_all_state_of_rank_0(ranks: list[dict]) -> None:
+    first, second = ranks
+    assert not np.array_equal(first["seeded"], second["seeded"])
+    np.testing.assert_array_equal(first["broadcast"], second["broadcast"])
+    size = first["seeded"].size
+    np.testing.assert_array_equal(first["broadcast"][:size], first["seeded"])
+
+
+def test_gradients_are_averaged(ranks: list[dict]) -> None:
+    own = [rank["gradients"] for rank in ranks]
+    assert not np.allclose(*own)
+    for rank in ranks:
+        np.testing.assert_allclose(rank["means"], np.mean(own, 0), rtol=1e-5)
+        step = rank["before"] - rank["after"]
+        np.testing.assert_allclose(step, rank["means"], atol=1e-6)
+
+
+def test_weights_are_equal_after_five_steps(ranks: list[dict]) -> None:
+    first, second = ranks
+    assert not np.array_equal(first["trained"], first["after"])
+    np.testing.assert_array_equal(first["trained"], second["trained"])
+    np.testing.assert_array_equal(first["slots"], second["slots"])
+
+
+def test_statistics_are_local_until_reduced(ranks: list[dict]) -> None:
+    own = [rank["statistics"] for rank in ranks]
+    assert not np.allclose(*own)
+    for rank in ranks:
+        mean = rank["mean_statistics"]
+        np.testing.assert_allclose(mean, np.mean(own, 0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["eager", "traced"])
+def test_lists_are_reduced_in_order(mode: str, ranks: list[dict]) -> None:
+    for rank in ranks:
+        np.testing.assert_allclose(rank[mode], [0.5, 0.5, 1.0])
+
+
+def test_an_overflow_on_one_rank_skips_the_step_on_all(
+    ranks: list[dict],
+) -> None:
+    for rank in ranks:
+        before, after = rank["before_overflow"], rank["after_overflow"]
+        np.testing.assert_array_equal(before, after)
+        assert rank["scale"] == 32
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [("error", "rank 1 cannot go on"), ("kill", "Process name: 1")],
+)
+def test_a_rank_that_dies_ends_the_job(end: str, message: str) -> None:
+    process = run_two(f"--end={end}")
+    died = float(re.search(r"rank 1 ends at (\S+)", process.stdout).group(1))
+    assert time.time() - died < 60
+    assert process.returncode != 0
+    assert message in process.stderr
+    assert "causing the job to be terminated" in process.stderr

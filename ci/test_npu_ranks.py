@@ -1,0 +1,255 @@
+"""Ranks of NPUs: what HCCL reads is checked, and eight share the data."""
+
+import concurrent.futures
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from ci import contract, npu_probe
+from common import hccl_ranks
+
+CHIEF = {
+    "CM_CHIEF_IP": "10.0.0.10",
+    "CM_CHIEF_PORT": "6000",
+    "CM_CHIEF_DEVICE": "0",
+    "CM_WORKER_SIZE": "8",
+    "CM_WORKER_IP": "10.0.0.11",
+}
+
+
+def of_rank(table: Path, rank: int, size: int = 8) -> dict[str, str]:
+    """Returns the environment that a launcher gives to one rank."""
+    return {
+        "RANK_TABLE_FILE": str(table),
+        "RANK_ID": str(rank),
+        "RANK_SIZE": str(size),
+        "ASCEND_DEVICE_ID": str(rank),
+        "JOB_ID": "10087",
+    }
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"RANK_SIZE": "1", "RANK_ID": "0", "ASCEND_DEVICE_ID": "7"},
+        {"HCCL_CONNECT_TIMEOUT": "7200", "HCCL_EXEC_TIMEOUT": "1836"},
+        CHIEF,
+        {**CHIEF, "CM_CHIEF_IP": "fe80::1", "ASCEND_DEVICE_ID": "3"},
+    ],
+)
+def test_legal_environments(environment: dict[str, str]) -> None:
+    hccl_ranks.check(environment)
+
+
+@pytest.mark.parametrize(
+    ("servers", "devices"), [(1, 1), (1, 2), (1, 8), (2, 8)]
+)
+@pytest.mark.parametrize("version", ["1.0", "1.2"])
+def test_legal_rank_tables(
+    servers: int, devices: int, version: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "rank table.json"
+    table = npu_probe.write_rank_table(path, servers, devices)
+    table["version"] = version
+    path.write_text(json.dumps(table))
+    for rank in range(servers * devices):
+        hccl_ranks.check(of_rank(path, rank, servers * devices))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"RANK_SIZE": "eight"}, "RANK_SIZE=eight: must be an integer from 1"),
+        ({"RANK_SIZE": "0"}, "RANK_SIZE=0: "),
+        ({"RANK_SIZE": "-8"}, "RANK_SIZE=-8: "),
+        ({"RANK_SIZE": ""}, "RANK_SIZE=: "),
+        ({"RANK_SIZE": "1", "RANK_ID": "0"}, "8 devices, but RANK_SIZE=1"),
+        ({"RANK_SIZE": "4"}, "8 devices, but RANK_SIZE=4"),
+        ({"RANK_SIZE": None}, "RANK_SIZE is not set: "),
+        ({"RANK_ID": "8"}, "RANK_ID=8: must be below RANK_SIZE, which is 8"),
+        ({"RANK_ID": "-1"}, "RANK_ID=-1: "),
+        ({"RANK_ID": "a"}, "RANK_ID=a: "),
+        ({"RANK_ID": None}, "RANK_ID is not set: "),
+        ({"RANK_TABLE_FILE": None}, "RANK_TABLE_FILE is not set: "),
+        ({"RANK_TABLE_FILE": "/none.json"}, "RANK_TABLE_FILE=/none.json: "),
+        ({"RANK_TABLE_FILE": "/"}, "RANK_TABLE_FILE=/: "),
+        ({"ASCEND_DEVICE_ID": "npu0"}, "ASCEND_DEVICE_ID=npu0: "),
+        ({"ASCEND_DEVICE_ID": ""}, "ASCEND_DEVICE_ID=: "),
+        ({"JOB_ID": "007"}, "JOB_ID=007: "),
+        ({"JOB_ID": "a job"}, "JOB_ID=a job: "),
+        ({"HCCL_CONNECT_TIMEOUT": "60"}, "from 120 to 7200"),
+        ({"HCCL_EXEC_TIMEOUT": "0"}, "HCCL_EXEC_TIMEOUT=0: "),
+        ({"HCCL_SOCKET_FAMILY": "IPv4"}, "AF_INET or AF_INET6"),
+        ({"HCCL_WHITELIST_DISABLE": "yes"}, "HCCL_WHITELIST_DISABLE=yes: "),
+        ({"HOROVOD_SIZE": "8"}, "HOROVOD_SIZE=8: "),
+        ({"CM_CHIEF_IP": "10.0.0.1"}, "CM_CHIEF_IP=10.0.0.1: not together"),
+        ({"CM_WORKER_SIZE": "8"}, "CM_WORKER_SIZE=8: not together"),
+    ],
+)
+def test_errors_of_the_environment(
+    changes: dict[str, str], named: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "8p.json"
+    npu_probe.write_rank_table(path)
+    refuse({**of_rank(path, 3), **changes}, named)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        *[
+            ({name: None}, f"{name} is not set: ")
+            for name in sorted(set(CHIEF) - {"CM_WORKER_IP"})
+        ],
+        ({"CM_CHIEF_IP": "chief"}, "CM_CHIEF_IP=chief: must be an IP address"),
+        ({"CM_CHIEF_IP": "10.0.0.256"}, "CM_CHIEF_IP=10.0.0.256: "),
+        ({"CM_WORKER_IP": "10.0.0"}, "CM_WORKER_IP=10.0.0: "),
+        ({"CM_CHIEF_PORT": "65521"}, "CM_CHIEF_PORT=65521: "),
+        ({"CM_CHIEF_DEVICE": "x"}, "CM_CHIEF_DEVICE=x: "),
+        ({"CM_WORKER_SIZE": "32769"}, "CM_WORKER_SIZE=32769: "),
+        ({"RANK_SIZE": "1"}, "not together with RANK_SIZE"),
+        ({"RANK_ID": "0"}, "not together with RANK_ID"),
+    ],
+)
+def test_errors_of_the_chief_form(changes: dict[str, str], named: str) -> None:
+    refuse({**CHIEF, **changes}, named)
+
+
+def change(*keys: Any) -> Callable[[dict], None]:
+    """Returns an edit of a table: the path to a field, then its new value."""
+    *path, name, value = keys
+
+    def edit(table: dict) -> None:
+        for key in path:
+            table = table[key]
+        if value is None:
+            del table[name]
+        else:
+            table[name] = value
+
+    return edit
+
+
+def device(server: int, number: int, name: str, value: Any) -> Callable:
+    """Returns an edit of one field of one device."""
+    return change("server_list", server, "device", number, name, value)
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        (change("version", "2.0"), "version=2.0: must be 1.0 or 1.2"),
+        (change("version", 1.0), "version=1.0: must be a string in quotes"),
+        (change("version", None), "version=null: "),
+        (change("status", "done"), "status=done: "),
+        (change("status", None), "status=null: "),
+        (change("server_count", "3"), "server_count=3, but server_list has 2"),
+        (change("server_count", 2), "server_count=2: must be a string"),
+        (change("server_list", None), "no list server_list"),
+        (change("server_list", []), "no list server_list"),
+        (change("server_list", 5), "no list server_list"),
+        (change("server_list", ["10.0.0.10"]), "no list server_list"),
+        (change("server_list", 0, "device", None), "no list device"),
+        (change("server_list", 0, "device", "0"), "no list device"),
+        (change("server_list", 0, "server_id", ""), "server_id=: "),
+        (change("server_list", 0, "server_id", "a" * 65), "1 to 64"),
+        (change("server_list", 0, "server_id", "10.0.0.11"), "server_id ["),
+        (device(0, 1, "device_id", "0"), "one twice on a server"),
+        (device(0, 1, "device_id", 1), "device_id=1: must be a string"),
+        (device(0, 1, "device_id", None), "device_id=null: "),
+        (device(0, 1, "device_ip", "192.168.101.1"), "device_ip ["),
+        (device(0, 1, "device_ip", "eth0"), "device_ip=eth0: "),
+        (device(0, 1, "device_ip", None), "device_ip=null: "),
+        (device(0, 1, "rank_id", "0"), "not 0 to 3 once each"),
+        (device(1, 1, "rank_id", "7"), "not 0 to 3 once each"),
+        (device(0, 1, "rank_id", "-1"), "rank_id=-1: "),
+        (device(0, 1, "rank_id", 1), "rank_id=1: must be a string"),
+        (
+            lambda table: [
+                device(0, 1, "rank_id", "2")(table),
+                device(1, 0, "rank_id", "1")(table),
+            ],
+            "not consecutive",
+        ),
+    ],
+)
+def test_errors_of_the_rank_table(
+    edit: Callable[[dict], None], named: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "rank table.json"
+    table = copy.deepcopy(npu_probe.write_rank_table(path, 2, 2))
+    edit(table)
+    path.write_text(json.dumps(table))
+    refuse(of_rank(path, 0, 4), named, f"RANK_TABLE_FILE={path}: ")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"group_list": []}', "\udcff"]
+)
+def test_rank_tables_of_another_form(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "rank table.json"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    refuse(of_rank(path, 0, 4), f"RANK_TABLE_FILE={path}: ")
+
+
+def refuse(environment: dict[str, Any], *named: str) -> None:
+    """Demands one line of error that names what is wrong."""
+    given = {
+        name: value for name, value in environment.items() if value is not None
+    }
+    with pytest.raises(ValueError) as caught:
+        hccl_ranks.check(given)
+    message = str(caught.value)
+    assert "\n" not in message
+    for text in named:
+        assert text in message
+
+
+def test_setup_refuses_them_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "8p.json"
+    npu_probe.write_rank_table(path)
+    good = of_rank(path, 5)
+    cases = [
+        good,
+        CHIEF,
+        {**good, "RANK_ID": "8"},
+    ]
+    table, chief, rank = npu_probe.ask(
+        "try_setup",
+        [{"flags": ["--device=npu"], "environment": each} for each in cases],
+    )
+    assert (table["rank"], table["size"]) == (5, 8)
+    assert "rank 5 of 8" in table["described"]
+    assert chief["size"] == 8
+    assert rank["error"].startswith("RANK_ID=8: ")
+
+
+def test_eight_processes_share_the_data(tmp_path: Path) -> None:
+    path = tmp_path / "8p.json"
+    npu_probe.write_rank_table(path)
+
+    def start(rank: int) -> dict:
+        folders = f"{contract.REPOSITORY}:{npu_probe.ADAPTER}"
+        process = subprocess.run(
+            [sys.executable, npu_probe.PROBES / "shard.py", "--device=npu"],
+            env=contract.environment(
+                PYTHONPATH=folders, **of_rank(path, rank)
+            ),
+            capture_output=True,
+            text=True,
+        )
+        assert process.returncode == 0, process.stderr
+        return json.loads(process.stdout.splitlines()[-1])
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(start, range(8)))
+    assert [answer["rank"] for answer in answers] == list(range(8))
+    assert all(len(answer["elements"]) == 8 for answer in answers)
+    union = [each for answer in answers for each in answer["elements"]]
+    assert sorted(union) == list(range(64))
