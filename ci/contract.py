@@ -1,0 +1,154 @@
+"""What the contract tests share: starting a model's scripts, reading runs."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable, Optional
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+# Every run of a test is reproducible and independent of the machine's GPU.
+PLAIN = ("--device=cpu", "--precision_mode=force_fp32")
+# Set by launchers; a test that wants one sets it.
+RANK_VARIABLES = (
+    "ASCEND_DEVICE_ID",
+    "RANK_ID",
+    "RANK_SIZE",
+    "RANK_TABLE_FILE",
+    "CM_CHIEF_IP",
+)
+
+
+def model_folders() -> list[Path]:
+    """The model folders of the repository: those that hold a train.py."""
+    return sorted(path.parent for path in REPOSITORY.glob("*/train.py"))
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The environment for a script, without what a launcher would set."""
+    values = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in RANK_VARIABLES
+    }
+    # Warnings and above; the errors that matter come from the project itself.
+    values.update(PYTHON=sys.executable, TF_CPP_MIN_LOG_LEVEL="3")
+    values.update(changes)
+    return values
+
+
+def run(
+    command: list[object],
+    cwd: Optional[Path] = None,
+    timeout: float = 300,
+    **variables: str,
+) -> subprocess.CompletedProcess:
+    """Runs a command to its end and keeps its output as text."""
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd or REPOSITORY,
+        env=environment(**variables),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def small(room: Path) -> str:
+    """The flag that makes training of a model as small as is useful."""
+    return f"--flagfile={room / 'test' / 'small.flags'}"
+
+
+def train_command(room: Path, output: Path, *flags: str) -> list[object]:
+    """The command that trains a model's smallest form into `output`."""
+    return [
+        sys.executable,
+        room / "train.py",
+        small(room),
+        *PLAIN,
+        f"--output_path={output}",
+        *flags,
+    ]
+
+
+def train(
+    room: Path, output: Path, *flags: str
+) -> subprocess.CompletedProcess:
+    """Trains a model's smallest form into `output`."""
+    return run(train_command(room, output, *flags))
+
+
+def stop_when(
+    command: list[object],
+    ready: Callable[[], bool],
+    signal: int,
+    cwd: Optional[Path] = None,
+) -> subprocess.CompletedProcess:
+    """Starts a command, sends a signal once `ready()`, waits for the end."""
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        cwd=cwd or REPOSITORY,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 200
+    while process.poll() is None and not ready():
+        if time.monotonic() > deadline:
+            process.kill()
+        time.sleep(0.005)
+    process.send_signal(signal)
+    output, errors = process.communicate(timeout=100)
+    return subprocess.CompletedProcess(
+        process.args, process.returncode, output, errors
+    )
+
+
+def metrics(run_folder: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl; an unfinished last one is left."""
+    path = run_folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def losses(run_folder: Path) -> dict[int, float]:
+    """The total loss of every logged step of a run."""
+    return {
+        line["step"]: line["total_loss"]
+        for line in metrics(run_folder)
+        if "total_loss" in line
+    }
+
+
+def result(run_folder: Path) -> dict:
+    """A run's result.json."""
+    return json.loads((run_folder / "result.json").read_text())
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file below a folder with a digest of its content."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(
+            path.read_bytes()
+        ).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def error_line(process: subprocess.CompletedProcess, status: int = 1) -> str:
+    """The one line of a run that ended with a user's mistake."""
+    shown = f"{process.args}\n{process.stdout}\n{process.stderr}"
+    assert process.returncode == status, shown
+    lines = [line for line in process.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, shown
+    assert lines[0].startswith("error: "), shown
+    return lines[0]

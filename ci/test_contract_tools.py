@@ -1,0 +1,131 @@
+"""evaluate.py, predict.py, export.py and sample_data.py on a finished run."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ci import contract
+
+FORMATS = ["savedmodel", "pb", "tflite"]
+if importlib.util.find_spec("tf2onnx"):
+    FORMATS.append("onnx")
+
+
+def tool(
+    model_folder: Path, script: str, *flags: str, plain: bool = True
+) -> str:
+    """Runs a tool that must succeed; returns what it printed."""
+    process = contract.run(
+        [
+            sys.executable,
+            model_folder / f"{script}.py",
+            *(contract.PLAIN if plain else ()),
+            *flags,
+        ]
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
+
+
+def test_evaluate_repeats_the_best_figure(
+    model_folder: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    tool(
+        model_folder,
+        "evaluate",
+        f"--run={tiny_run}",
+        f"--output_path={tmp_path / 'a result'}",
+    )
+    name = contract.result(tiny_run)["metric_name"]
+    best = max(
+        line["evaluation"][name]
+        for line in contract.metrics(tiny_run)
+        if "evaluation" in line
+    )
+    table = json.loads((tmp_path / "a result" / "metrics.json").read_text())
+    assert table[name] == pytest.approx(best, abs=1e-5)
+    assert list((tmp_path / "a result").rglob("*.png"))
+
+
+def test_predict_keeps_the_size_of_pictures(
+    model_folder: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    pictures = tmp_path / "my pictures"
+    pictures.mkdir()
+    rng = np.random.RandomState(0)
+    for name, size in (("wide.png", (231, 120)), ("tall.jpg", (97, 260))):
+        pixels = rng.randint(0, 255, (size[1], size[0]), np.uint8)
+        Image.fromarray(pixels).save(pictures / name)
+    output = tmp_path / "masks"
+    tool(
+        model_folder,
+        "predict",
+        f"--run={tiny_run}",
+        f"--input={pictures}",
+        f"--output={output}",
+    )
+    for name, size in (("wide", (231, 120)), ("tall", (97, 260))):
+        written = list(output.rglob(f"*{name}*"))
+        assert len(written) >= 2, "a mask and an overlay"
+        for path in written:
+            with Image.open(path) as picture:
+                assert picture.size == size, path
+    assert not (tiny_run / "predictions").exists()
+
+
+def test_sample_data(model_folder: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        output = f"--output={tmp_path / name}"
+        tool(model_folder, "sample_data", output, "--count=5", plain=False)
+    drawn = contract.tree(tmp_path / "one")
+    assert drawn
+    assert drawn == contract.tree(tmp_path / "two")
+
+
+@pytest.fixture(scope="session")
+def exports(
+    model_folder: Path,
+    tiny_run: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The folder with all exports of the tiny run, and what was printed."""
+    output = tmp_path_factory.mktemp("some exports") / "export"
+    printed = tool(
+        model_folder,
+        "export",
+        f"--run={tiny_run}",
+        f"--output={output}",
+        f"--formats={','.join(FORMATS)}",
+    )
+    (output / "console.txt").write_text(printed)
+    return output
+
+
+def test_export_tells_differences(exports: Path) -> None:
+    console = (exports / "console.txt").read_text()
+    for name in FORMATS:
+        (line,) = (
+            line for line in console.splitlines() if line.startswith(name)
+        )
+        assert float(line.split()[-1]) <= 1e-5
+    assert "atc --model=" in console
+
+
+def test_exports_agree(exports: Path) -> None:
+    """Loads each export afresh, in a process that knows no model here."""
+    process = contract.run(
+        [
+            sys.executable,
+            contract.REPOSITORY / "ci" / "run_exports.py",
+            exports,
+        ]
+    )
+    assert process.returncode == 0, process.stderr
+    differences = json.loads(process.stdout.splitlines()[-1])
+    assert sorted(differences) == sorted(FORMATS)
+    assert max(differences.values()) <= 1e-5

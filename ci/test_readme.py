@@ -1,0 +1,79 @@
+"""Runs the commands of the READMEs, block by block, in a copy of the tree.
+
+Every ```bash block is run from the repository's root, unless the line before
+it is `<!-- not run: REASON -->`. The blocks of one README follow each other in
+one copy, as they do for a reader.
+"""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from ci import contract
+
+BLOCK = re.compile(
+    r"^(?:<!-- not run: (?P<reason>.+?) -->\n+)?```bash\n(?P<text>.*?)^```",
+    re.MULTILINE | re.DOTALL,
+)
+READMES = [
+    path
+    for path in (contract.REPOSITORY, *contract.model_folders())
+    if (path / "README.md").exists()
+]
+
+
+def blocks(text: str) -> list[str]:
+    """The bash blocks of a README that are to be run."""
+    return [
+        match["text"]
+        for match in BLOCK.finditer(text)
+        if match["reason"] is None
+    ]
+
+
+def test_blocks_are_found() -> None:
+    text = (
+        "```bash\nls\npwd\n```\ntext\n<!-- not run: needs an NPU -->\n"
+        "```bash\nnpu-smi\n```\n```text\nls: no\n```\n```bash\nwho\n```\n"
+    )
+    assert blocks(text) == ["ls\npwd\n", "who\n"]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the repository with its environments, to work in."""
+    copy = tmp_path / "checkout"
+    shutil.copytree(
+        contract.REPOSITORY,
+        copy,
+        ignore=shutil.ignore_patterns(".*", "output", "__pycache__"),
+    )
+    environments = contract.REPOSITORY / ".venv"
+    if environments.exists():
+        (copy / ".venv").symlink_to(environments)
+    return copy
+
+
+@pytest.mark.skipif(
+    not importlib.metadata.version("keras").startswith("3."),
+    reason="the READMEs are written for the default lane",
+)
+@pytest.mark.parametrize(
+    "readme", READMES, ids=[path.name for path in READMES]
+)
+def test_commands_of_a_readme(readme: Path, checkout: Path) -> None:
+    binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for text in blocks((readme / "README.md").read_text()):
+        process = contract.run(
+            ["bash", "-euo", "pipefail", "-c", text],
+            cwd=checkout,
+            timeout=600,
+            PATH=binaries,
+        )
+        told = f"{text}\n{process.stdout[-4000:]}\n{process.stderr[-4000:]}"
+        assert process.returncode == 0, told
