@@ -136,11 +136,11 @@ def _help() -> str:
         if flag.help.startswith("Alias for"):
             continue
         default = "" if flag.default is None else flag.default
-        text = f"--{flag.name}={default}"
+        text = f"  --{flag.name}={default}"
         # absl writes an enum's values as <a|b>: before its help.
         meaning = flag.help.replace("<", "").replace(">:", ":")
         meaning = meaning.replace("|", ", ")
-        lines.append(textwrap.shorten(f"{text} {meaning}", 96))
-        lines[-1] = lines[-1].replace(text, f"  {text:<35}", 1)
+        meaning = textwrap.shorten(meaning, 98 - max(len(text), 35))
+        lines.append(f"{text:<35} {meaning}")
     lines.append("--helpfull says all of it, with the rarer flags.")
     return "\n".join(lines)

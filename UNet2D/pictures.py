@@ -8,7 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageSequence
@@ -27,11 +27,12 @@ LAYOUT_HELP = (
 
 
 class Picture(NamedTuple):
-    """A picture [h, w, channels] uint8, its label [h, w] uint8 or None."""
+    """A picture [h, w, channels] and its class ids [h, w], both uint8."""
 
     name: str
     pixels: np.ndarray
-    label: Optional[np.ndarray]
+    label_name: str
+    label: np.ndarray
 
 
 def natural_key(name: str) -> list:
@@ -97,10 +98,10 @@ def check_picture(name: str, pixels: np.ndarray, channels: int) -> np.ndarray:
     return pixels
 
 
-def check_label(
+def to_classes(
     name: str, label: np.ndarray, num_classes: int, ignore_label: int
 ) -> np.ndarray:
-    """Class ids [h, w] uint8, or a UserError that names the values.
+    """A label file's pixels as class ids [h, w] uint8.
 
     Two-class masks may be drawn with 0 and 255, as the EM labels are.
     """
@@ -112,18 +113,33 @@ def check_label(
                 "pixel: save them as greyscale or palette PNG"
             )
         label = label[..., 0]
-    # Counting is many times faster than np.unique, which sorts.
-    values = set(np.flatnonzero(np.bincount(label.ravel())).tolist())
-    if num_classes == 2 and ignore_label != 255 and values <= {0, 255}:
-        return (label > 0).astype(np.uint8)
-    wrong = sorted(values - set(range(num_classes)) - {ignore_label})
-    if wrong:
-        raise UserError(
-            f"{name}: label values {wrong[:8]} where 0..{num_classes - 1} "
-            f"and ignore_label {ignore_label} are allowed; set --num_classes "
-            "or --ignore_label, or renumber the labels"
-        )
+    if num_classes == 2 and ignore_label != 255 and label.max() == 255:
+        return np.where(label == 255, np.uint8(1), label)
     return label
+
+
+def count_classes(
+    pairs: Sequence[Picture], num_classes: int, ignore_label: int
+) -> np.ndarray:
+    """Pixels of each class; a UserError names values that are none."""
+    counts = np.zeros(256, np.int64)
+    for pair in pairs:
+        # Counting is many times faster than np.unique, which sorts.
+        own = np.bincount(pair.label.ravel(), minlength=256)
+        wrong = [
+            value
+            for value in np.flatnonzero(own).tolist()
+            if value >= num_classes and value != ignore_label
+        ]
+        if wrong:
+            raise UserError(
+                f"{pair.label_name}: label values {wrong[:8]} where "
+                f"0..{num_classes - 1} and ignore_label {ignore_label} are "
+                "allowed; set --num_classes or --ignore_label, or renumber "
+                "the labels"
+            )
+        counts += own
+    return counts[:num_classes]
 
 
 def _pair(
@@ -136,14 +152,14 @@ def _pair(
     """Checks that picture and label fit the flags and each other."""
     channels, num_classes, ignore_label = checks
     pixels = check_picture(name, pixels, channels)
-    label = check_label(label_name, label, num_classes, ignore_label)
+    label = to_classes(label_name, label, num_classes, ignore_label)
     if pixels.shape[:2] != label.shape:
         raise UserError(
             f"{name}: the picture has {pixels.shape[1]}x{pixels.shape[0]} "
             f"pixels, its label {label.shape[1]}x{label.shape[0]}; they "
             "must be equal"
         )
-    return Picture(name, pixels, label)
+    return Picture(name, pixels, label_name, label)
 
 
 def list_pictures(folder: str) -> list[str]:
@@ -214,7 +230,7 @@ def read_single(path: str) -> np.ndarray:
 def read_pairs(
     data_path: str, channels: int, num_classes: int, ignore_label: int
 ) -> Sequence[Picture]:
-    """Reads and checks all labelled pictures of a data set, in order."""
+    """Reads all labelled pictures of a data set, in natural order."""
     checks = (channels, num_classes, ignore_label)
     if not os.path.isdir(data_path):
         raise UserError(f"--data_path={data_path}: no such folder")

@@ -178,7 +178,7 @@ def _save(
         masks = [page * np.uint8(scale) for page in classes]
         sample_data.save_volume(base + "_mask.tif", masks)
     else:
-        mask = Image.fromarray(classes[0], "P")
+        mask = Image.fromarray(classes[0])
         mask.putpalette(colours.ravel().tolist())
         mask.save(base + "_mask.png")
     if probabilities:

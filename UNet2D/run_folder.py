@@ -29,6 +29,14 @@ OWN_FILES = (
     "images",
     "result.json",
 )
+# How TensorFlow tells, depending on where a checkpoint is cut off.
+UNREADABLE = (
+    tf.errors.OpError,
+    AssertionError,
+    ValueError,
+    IndexError,
+    RuntimeError,
+)
 
 
 def write_json(path: str, value: object) -> None:
@@ -232,7 +240,7 @@ class Checkpoints:
                 self.checkpoint.restore(path).assert_consumed()
                 print(f"resuming from {path}")
                 return
-            except (tf.errors.OpError, AssertionError, ValueError) as error:
+            except UNREADABLE as error:
                 reason = " ".join(str(error).split())[:160]
                 print(f"{path} is damaged ({reason}); trying the one before")
         if known:

@@ -37,6 +37,7 @@ from UNet2D.recorder import Recorder
 FLAGS = flags.FLAGS
 MODEL = "UNet2D"
 VERSION = "1.0.0"
+CHECKED_LABELS = 32  # files whose values are counted without --check_data=all
 # Flags that fix the network and the data it sees within one run.
 SHAPE_FLAGS = (
     "image_size",
@@ -79,6 +80,9 @@ def define_flags() -> None:
         flags.DEFINE_float,
     )
     text("data_path", None, "Data set; none: draw sample data.")
+    flags.DEFINE_enum(
+        "check_data", "sample", ["sample", "all"], "Label files to check."
+    )
     text("output_path", "results", "The run folder.")
     flags.DEFINE_bool("overwrite", False, "Start anew in output_path.")
     text("init_checkpoint", None, "npz, TF1 prefix or run to start from.")
@@ -176,12 +180,19 @@ def read_data(
         runtime.all_reduce([tf.zeros([])])  # the others wait for the files
     # flags.json keeps the path, and evaluate.py may run from elsewhere.
     FLAGS.data_path = os.path.abspath(FLAGS.data_path)
-    return pictures.read_pairs(
+    pairs = pictures.read_pairs(
         FLAGS.data_path,
         FLAGS.in_channels,
         FLAGS.num_classes,
         FLAGS.ignore_label,
     )
+    step = 1 if FLAGS.check_data == "all" else -(-len(pairs) // CHECKED_LABELS)
+    counts = pictures.count_classes(
+        pairs[::step], FLAGS.num_classes, FLAGS.ignore_label
+    )
+    shares = ", ".join(f"{share:.1%}" for share in counts / counts.sum())
+    print(f"{len(pairs)} pictures; classes 0.. take {shares} of the pixels")
+    return pairs
 
 
 def split_data(

@@ -19,7 +19,7 @@ def make_pairs(count: int, side: int = 96) -> list:
     pairs = []
     for number in range(count):
         pixels, label = sample_data.draw_picture(rng, side, 1, 2)
-        pairs.append(Picture(str(number), pixels[..., None], label))
+        pairs.append(Picture(str(number), pixels[..., None], "label", label))
     return pairs
 
 

@@ -12,6 +12,12 @@ from UNet2D import pictures, sample_data
 CHECKS = (1, 2, -1)  # channels, classes, ignore_label
 
 
+def read(root: Path) -> None:
+    """Reads and checks as training does before its first step."""
+    pairs = pictures.read_pairs(str(root), *CHECKS)
+    pictures.count_classes(pairs, *CHECKS[1:])
+
+
 def save(path: Path, array: np.ndarray) -> None:
     """Writes a picture file, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +60,7 @@ def test_folders_pair_by_stem_in_natural_order(tmp_path: Path) -> None:
 def test_colour_and_classes(tmp_path: Path) -> None:
     """Three channels, palette labels, an ignored value."""
     save(tmp_path / "images" / "a.jpg", np.zeros((32, 32, 3), np.uint8))
-    label = Image.fromarray(grey(32, 4), "P")
+    label = Image.fromarray(grey(32, 4))
     label.putpalette(list(range(256)) * 3)
     (tmp_path / "labels").mkdir()
     label.save(tmp_path / "labels" / "a.png")
@@ -142,7 +148,7 @@ def test_bad_data_is_one_line(tmp_path: Path, damage, message: str) -> None:
     """The file, what is wrong with it, and what to do."""
     damage(folder_set(tmp_path))
     with pytest.raises(UserError, match=message) as error:
-        pictures.read_pairs(str(tmp_path), *CHECKS)
+        read(tmp_path)
     assert "\n" not in str(error.value)
 
 
