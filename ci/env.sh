@@ -109,7 +109,7 @@ pip_install() {
 # Prints why Horovod could not be built. The wheel is kept because the build
 # takes minutes; pip's own cache may hold one built for another TensorFlow.
 build_horovod() {
-  local kept
+  local kept link
   kept=$wheels/$(grep -m 1 '^tensorflow' "$folder/requirements.txt")
   kept+=-$("$python" -c 'import sys; print("py%d.%d" % sys.version_info[:2])')
   if ! ls "$kept"/horovod-*.whl >/dev/null 2>&1; then
@@ -118,9 +118,12 @@ build_horovod() {
       return 1
     fi
     say "building Horovod (two to five minutes)"
+    # Through a link, since Horovod's build breaks on paths with spaces.
+    link=$(mktemp -d)
+    ln -s "$folder" "$link/env"
     HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 \
       HOROVOD_WITHOUT_MXNET=1 HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_MPI=1 \
-      PATH="$folder/bin:$PATH" "$python" -m pip wheel --no-deps \
+      PATH="$link/env/bin:$PATH" "$link/env/bin/python" -m pip wheel --no-deps \
       --no-build-isolation --no-cache-dir --wheel-dir "$kept" \
       horovod==0.28.1 >>"$log" 2>&1 || {
       echo "its build failed, see $log"
