@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 from common import npu_config
 
 FLAGS = flags.FLAGS
+# The first steps compile, and fill caches and memory pools.
 WARMUP_STEPS = 2
 CONVOLUTION = (128, 256)  # side and channels of the map that R is taken on
 CONVOLUTIONS = (
@@ -101,12 +102,15 @@ def convolution_rate(policy: str) -> Callable[[], float]:
     image = tf.cast(tf.random.normal([1, side, side, channels]), dtype)
     kernel = tf.cast(tf.random.normal([3, 3, channels, channels]), dtype)
     convolve = tf.function(
+        # Reduced to a number, so that copying the map is not timed.
         lambda: tf.reduce_max(tf.nn.conv2d(image, kernel, 1, "SAME"))
     )
     work = 2.0 * 9 * channels**2 * side**2 / 1e9
     repeats = 10
 
     def rate() -> float:
+        """Returns R of this moment, in GFLOP/s."""
+        # The first call traces the function.
         convolve()
         seconds = timed(lambda: [float(convolve()) for _ in range(repeats)])
         return repeats * work / seconds
@@ -116,7 +120,9 @@ def convolution_rate(policy: str) -> Callable[[], float]:
 
 def pipeline_rate(batches: Iterator, batch_size: int) -> float:
     """Images per second of an input pipeline on its own."""
+    # Enough pictures for a steady rate where batches are small.
     count = max(4, 48 // batch_size)
+    # The first batch waits for threads to start and buffers to fill.
     next(batches)
     seconds = timed(lambda: [next(batches) for _ in range(count)])
     return count * batch_size / seconds
@@ -141,6 +147,7 @@ def measure(model: str, folder: str) -> dict[str, Any]:
     rate = convolution_rate(runtime.policy)
     steps, forwards, rates = [], [], []
     for _ in range(FLAGS.rounds + WARMUP_STEPS):
+        # In turn, because other work on the machine slows all three alike.
         rates.append(rate())
         steps.append(timed(lambda: float(train_step(batch)["total_loss"])))
         forwards.append(
@@ -150,9 +157,11 @@ def measure(model: str, folder: str) -> dict[str, Any]:
         float(np.median(values[WARMUP_STEPS:]))
         for values in (steps, forwards, rates)
     )
+    # Before the pipelines below, which are not part of training.
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     batches = iter(train.training_stream(runtime, pairs, 0).repeat())
     pipeline = pipeline_rate(batches, batch_size)
+    # What is left is decoding: the ratio is the price of augmentation.
     FLAGS.augment = "none"
     plain = iter(train.training_stream(runtime, pairs, 0).repeat())
     work = operations(train_step.get_concrete_function(batch).graph) / 1e9
@@ -179,6 +188,7 @@ def measure(model: str, folder: str) -> dict[str, Any]:
 
 def run_worker(model: str, mode: str) -> dict[str, Any]:
     """Measures in a process of its own, so that memory is the model's."""
+    # Through a file, since standard output belongs to the training.
     with tempfile.TemporaryDirectory() as folder:
         result = os.path.join(folder, "result.json")
         command = [sys.executable, __file__, "--worker", model, result]
@@ -196,6 +206,7 @@ def processor() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
+    # On arm64 the file has no such line.
     return platform.machine()
 
 

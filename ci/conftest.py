@@ -10,6 +10,7 @@ from ci import contract
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Runs every test that asks for `model_folder` once per model."""
     if "model_folder" in metafunc.fixturenames:
+        # Found, not listed: a new model is under contract at once.
         folders = contract.model_folders()
         metafunc.parametrize(
             "model_folder",
@@ -28,6 +29,7 @@ def tiny_run(
     Tests read it or copy it; none may write into it.
     """
     output = tmp_path_factory.mktemp("a run") / model_folder.name
+    # Checkpoints at 2, 4 and 6 where two are kept: one is removed.
     process = contract.train(
         model_folder,
         output,
@@ -38,6 +40,7 @@ def tiny_run(
         "--keep_checkpoints=2",
     )
     assert process.returncode == 0, process.stdout + process.stderr
+    # Kept, because the run is shared and its process is gone.
     (output / "console.txt").write_text(process.stdout + process.stderr)
     return output
 

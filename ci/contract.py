@@ -47,10 +47,12 @@ def run(
     **variables: str,
 ) -> subprocess.CompletedProcess:
     """Runs a command to its end and keeps its output as text."""
+    # A hung training fails its own test and does not hold up the rest.
     return subprocess.run(
         [str(part) for part in command],
         cwd=cwd or REPOSITORY,
         env=environment(**variables),
+        # A script that asks for input would wait for ever.
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -98,12 +100,16 @@ def stop_when(
         stderr=subprocess.PIPE,
         text=True,
     )
+    # The first step of a model compiles, which can take a minute.
     deadline = time.monotonic() + 200
     while process.poll() is None and not ready():
         if time.monotonic() > deadline:
             process.kill()
+        # Short: a small network takes a step in milliseconds, and the
+        # signal has to meet a certain one.
         time.sleep(0.005)
     process.send_signal(signal)
+    # Long enough to save a checkpoint, short enough to show a hang.
     output, errors = process.communicate(timeout=100)
     return subprocess.CompletedProcess(
         process.args, process.returncode, output, errors
@@ -115,6 +121,7 @@ def metrics(run_folder: Path) -> list[dict]:
     path = run_folder / "metrics.jsonl"
     if not path.exists():
         return []
+    # SIGKILL may have cut off the last line while it was written.
     lines = path.read_text().splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
@@ -148,6 +155,7 @@ def error_line(process: subprocess.CompletedProcess, status: int = 1) -> str:
     """The one line of a run that ended with a user's mistake."""
     shown = f"{process.args}\n{process.stdout}\n{process.stderr}"
     assert process.returncode == status, shown
+    # One line means no traceback, and no warning around it either.
     lines = [line for line in process.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, shown
     assert lines[0].startswith("error: "), shown

@@ -23,13 +23,16 @@ def main() -> None:
     apply_gradients = npu_config.Runtime.apply_gradients
 
     def watched(runtime, optimizer, gradients, variables):
+        """Steps as before, and keeps hold of the rank and its variables."""
         seen.update(rank=runtime.rank, variables=list(variables))
         apply_gradients(runtime, optimizer, gradients, variables)
 
     npu_config.Runtime.apply_gradients = watched
     try:
+        # As the main program, or the script would only define itself.
         runpy.run_path(script, run_name="__main__")
     finally:
+        # In `finally`, because a script ends by sys.exit().
         arrays = [variable.numpy() for variable in seen["variables"]]
         np.savez(f"{folder}/rank{seen['rank']}.npz", *arrays)
 

@@ -31,14 +31,18 @@ def ask(name: str, cases: Any, adapter: Optional[Path] = ADAPTER) -> Any:
         env=contract.environment(PYTHONPATH=":".join(path)),
         capture_output=True,
         text=True,
+        # Many cases share one process: minutes on a slow machine, but a
+        # probe that waits for other ranks must end.
         timeout=300,
     )
     assert process.returncode == 0, process.stdout + process.stderr
+    # TensorFlow and the double print too; the answer comes last.
     return json.loads(process.stdout.splitlines()[-1])
 
 
 def write_rank_table(path: Path, servers: int = 1, devices: int = 8) -> dict:
     """Writes a legal rank table of `servers` times `devices` NPUs."""
+    # All values are strings, because HCCL refuses a bare number.
     table = {
         "status": "completed",
         "version": "1.0",

@@ -34,12 +34,14 @@ def run_pb(path: Path) -> tuple[np.ndarray, Arrays]:
             for operation in graph.get_operations()
             if operation.type == "Placeholder"
         )
+        # A frozen graph does not name its outputs: what nobody reads is one.
         ends = [
             graph.get_operation_by_name(node.name).outputs[0]
             for node in graph_def.node
             if node.name not in used and node.op not in ("NoOp", "Const")
         ]
         shape = feed.shape.as_list()
+        # A fixed seed, so that a difference can be looked into.
         values = np.random.RandomState(0).uniform(-1, 1, shape)
         images = values.astype(np.float32)
         with tf.compat.v1.Session(graph=graph) as session:
@@ -50,6 +52,7 @@ def run_savedmodel(path: Path, images: np.ndarray) -> Arrays:
     """Runs the serving signature of a SavedModel."""
     loaded = tf.saved_model.load(str(path))
     serve = loaded.signatures["serving_default"]
+    # One input exactly, as a serving client expects.
     (name,) = serve.structured_input_signature[1]
     outputs = serve(**{name: tf.constant(images)})
     return [output.numpy() for output in outputs.values()]
@@ -70,6 +73,7 @@ def run_tflite(path: Path, images: np.ndarray) -> Arrays:
 
 def run_onnx(path: Path, images: np.ndarray) -> Arrays:
     """Runs an ONNX file."""
+    # Only here: TensorFlow alone has to do for the other formats.
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path))

@@ -42,6 +42,7 @@ class Boom:
 
 def save_other_network(prefix: Path) -> None:
     """Writes a TF1 checkpoint with a variable that no model here has."""
+    # Only here, as the import takes seconds.
     import tensorflow as tf
 
     tf.raw_ops.SaveV2(
@@ -56,6 +57,7 @@ def mistaken_flags(folder: Path) -> dict[str, list[str]]:
     """The flags of each mistake; what they name is made in `folder`."""
     (folder / "empty data").mkdir()
     (folder / "a file").write_text("")
+    # Loading it would run code of whoever made the file.
     pickled = np.empty(1, object)
     pickled[0] = Boom(folder / "unpickled")
     np.savez(folder / "pickled.npz", **{"conv2d/kernel": pickled})
@@ -63,6 +65,7 @@ def mistaken_flags(folder: Path) -> dict[str, list[str]]:
     return {
         "missing data folder": [f"--data_path={folder / 'no such data'}"],
         "empty data folder": [f"--data_path={folder / 'empty data'}"],
+        # So large that no set of sample data can fill it.
         "batch larger than the data": ["--batch_size=100000"],
         "enum value": ["--exec_mode=dance"],
         "precision mode": ["--precision_mode=fp64"],
@@ -98,7 +101,9 @@ def attempts(
     def attempt(
         mistake: str, flags: list[str]
     ) -> tuple[subprocess.CompletedProcess, set[str]]:
+        """Returns how training ended, and what it changed in the run."""
         output = folder / f"run {mistake}"
+        # A run each, so that a mistake cannot hide behind another.
         copy_run(tiny_run, output, mistake)
         if "--init_checkpoint" in "".join(flags):
             # Initial weights only matter to a run that begins.
@@ -111,7 +116,10 @@ def attempts(
         return process, set(before.items()) ^ set(after.items())
 
     flags = mistaken_flags(folder)
+    # A mistake with no message to expect would go untested.
     assert set(flags) == set(MISTAKES)
+    # At once, since most of the time is the import of TensorFlow;
+    # two, since more would not fit small machines.
     with ThreadPoolExecutor(2) as pool:
         results = pool.map(attempt, flags, flags.values())
         attempts = dict(zip(flags, results))
@@ -124,12 +132,14 @@ def test_mistake_is_one_line(
     attempts: dict[str, tuple[subprocess.CompletedProcess, set[str]]],
     mistake: str,
 ) -> None:
+    """The line names the mistake, and the finished run keeps every byte."""
     process, changed = attempts[mistake]
     assert MISTAKES[mistake] in contract.error_line(process)
     assert not changed
 
 
 def test_unknown_flag_is_refused(model_folder: Path) -> None:
+    """A misspelt flag ends any script with status 2, ignored by none."""
     for script in ("train", "evaluate", "predict", "export", "sample_data"):
         process = contract.run(
             [sys.executable, model_folder / f"{script}.py", "--batch_sise=2"]
@@ -159,6 +169,7 @@ def test_mistake_in_a_tool_is_one_line(
     flags: str,
     told: str,
 ) -> None:
+    """The line names the mistake, and no output folder is begun."""
     output = tmp_path / "out"
     before = contract.tree(tiny_run)
     process = contract.run(

@@ -59,6 +59,7 @@ def flag_tables() -> dict[str, dict[str, dict[str, list[str]]]]:
     """Type and help of every flag of every script of every model."""
     tables = {}
     for folder in contract.model_folders():
+        # In a process per model: flags of two would collide.
         process = contract.run(
             [sys.executable, "-c", LIST_FLAGS, folder.name, "train"]
             + list(TOOL_FLAGS)
@@ -69,11 +70,13 @@ def flag_tables() -> dict[str, dict[str, dict[str, list[str]]]]:
 
 
 def test_has_the_same_files(model_folder: Path) -> None:
+    """A user of one model finds the way in all others."""
     missing = [name for name in FILES if not (model_folder / name).exists()]
     assert not missing
 
 
 def test_shared_scripts_are_the_same(model_folder: Path) -> None:
+    """Copies in every folder, since each model has to work alone."""
     first = contract.model_folders()[0]
     for name in ("run_case.sh", "run_rank.sh", "report_case.py"):
         text = (model_folder / "test" / name).read_text()
@@ -81,12 +84,15 @@ def test_shared_scripts_are_the_same(model_folder: Path) -> None:
 
 
 def test_shell_scripts_are_sound(model_folder: Path) -> None:
+    """bash can parse them, and no line ends as on Windows."""
     for script in sorted((model_folder / "test").glob("*.sh")):
         assert b"\r" not in script.read_bytes(), script
+        # -n parses only: these scripts train for hours.
         subprocess.run(["bash", "-n", script], check=True)
 
 
 def test_levels_are_spelled_right(model_folder: Path) -> None:
+    """The ModelZoo's keys, with values that it knows."""
     text = (model_folder / "modelzoo_level.txt").read_text()
     levels = dict(line.split(":") for line in text.splitlines())
     assert LEVEL_KEYS <= set(levels)
@@ -94,12 +100,14 @@ def test_levels_are_spelled_right(model_folder: Path) -> None:
 
 
 def test_models_do_not_import_each_other(model_folder: Path) -> None:
+    """A model and common/ are all that has to be copied out."""
     others = [
         other.name
         for other in contract.model_folders()
         if other != model_folder
     ]
     for source in model_folder.rglob("*.py"):
+        # By text, so that an import within a function counts too.
         for line in source.read_text().splitlines():
             words = line.split()
             if words[:1] in (["import"], ["from"]):
@@ -111,6 +119,7 @@ def test_models_do_not_import_each_other(model_folder: Path) -> None:
 def test_takes_the_common_flags(
     model_folder: Path, flag_tables: dict[str, dict]
 ) -> None:
+    """No model lacks a flag that the scripts and READMEs name."""
     tables = flag_tables[model_folder.name]
     assert set(FLAGS) <= set(tables["train"])
     for script, names in TOOL_FLAGS.items():
@@ -120,8 +129,10 @@ def test_takes_the_common_flags(
 def test_a_flag_means_the_same_everywhere(
     model_folder: Path, flag_tables: dict[str, dict]
 ) -> None:
+    """Types agree in all shared flags, help texts in the common ones."""
     first = flag_tables[contract.model_folders()[0].name]["train"]
     table = flag_tables[model_folder.name]["train"]
+    # A flag of one model only has nothing to agree with.
     types = {name: table[name][0] for name in set(table) & set(first)}
     assert types == {name: first[name][0] for name in types}
     helps = {name: table[name][1] for name in FLAGS}
@@ -131,6 +142,7 @@ def test_a_flag_means_the_same_everywhere(
 def test_every_flag_is_explained(
     model_folder: Path, flag_tables: dict[str, dict]
 ) -> None:
+    """More than a word of help for each flag."""
     for script, table in flag_tables[model_folder.name].items():
         for name, (_, text) in table.items():
             assert text and len(text.split()) > 1, f"{script} --{name}"
@@ -138,6 +150,7 @@ def test_every_flag_is_explained(
 
 @pytest.mark.parametrize("script", ["train", *TOOL_FLAGS])
 def test_help_fits_one_screen(model_folder: Path, script: str) -> None:
+    """At most 45 lines of 100 columns, with the flags needed first."""
     process = contract.run(
         [sys.executable, model_folder / f"{script}.py", "--help"]
     )

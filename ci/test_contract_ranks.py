@@ -25,10 +25,12 @@ def learned(
         "--train_steps=3",
         "--log_every=1",
         "--exec_mode=train",
+        # Small, so that rounding is not blown up within three steps.
         "--learning_rate=1e-4",
         f"--batch_size={batch}",
     )
     launcher = [sys.executable, "-m", "horovod.runner.launch", "--gloo"]
+    # The run folder has the weights of rank 0 only.
     watched = [
         sys.executable,
         contract.REPOSITORY / "ci" / "keep_weights.py",
@@ -49,6 +51,7 @@ def learned(
 def test_two_ranks_are_one_with_twice_the_batch(
     model_folder: Path, sample_data: str, tmp_path: Path
 ) -> None:
+    """Ranks split a batch: equal weights on both, close to those of one."""
     both = learned(model_folder, tmp_path / "two", sample_data, 2, BATCH)
     (alone,) = learned(
         model_folder, tmp_path / "one", sample_data, 1, 2 * BATCH
@@ -57,6 +60,7 @@ def test_two_ranks_are_one_with_twice_the_batch(
         np.concatenate([array.ravel() for array in arrays])
         for arrays in (*both, alone)
     )
+    # Exactly, because both apply the same mean to the same weights.
     np.testing.assert_array_equal(first, second)
     # Adam turns the rounding of a gradient near zero into a visible step, so
     # single weights tell nothing.

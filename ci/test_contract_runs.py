@@ -41,6 +41,7 @@ LINE_KEYS = {
     "learning_rate",
 }
 STEPS = 20
+# Long enough to be stopped between two checkpoints.
 LONG = (
     f"--train_steps={STEPS}",
     "--log_every=1",
@@ -51,6 +52,7 @@ LONG = (
 
 
 def test_run_folder(model_folder: Path, tiny_run: Path) -> None:
+    """Every promised file is there, result.json has its keys and types."""
     flags = json.loads((tiny_run / "flags.json").read_text())
     assert flags["model"] == model_folder.name
     assert flags["train_steps"] == 6
@@ -67,14 +69,17 @@ def test_run_folder(model_folder: Path, tiny_run: Path) -> None:
     for name in ("ckpt/checkpoint", "best/checkpoint", "weights.npz"):
         assert (tiny_run / name).stat().st_size > 0, name
     assert list(tiny_run.glob("events.out.tfevents*"))
+    # Files are written aside and moved; none may be left half way.
     assert not list(tiny_run.rglob("*.part"))
 
 
 def test_metrics_lines(tiny_run: Path) -> None:
+    """A line for each step, all finite; result.json agrees with them."""
     lines = contract.metrics(tiny_run)
     training = [line for line in lines if "total_loss" in line]
     assert [line["step"] for line in training] == list(range(1, 7))
     for line in training:
+        # A model may log more, such as the parts of its loss.
         assert set(line) >= LINE_KEYS
         assert np.isfinite(list(line.values())).all()
     evaluations = {
@@ -90,15 +95,18 @@ def test_metrics_lines(tiny_run: Path) -> None:
 
 
 def test_pictures(tiny_run: Path) -> None:
+    """Training leaves PNG files that open, over 50 pixels a side."""
     pictures = list((tiny_run / "images").glob("*.png"))
     assert pictures
     for path in pictures:
         with Image.open(path) as picture:
+            # open() reads the header alone.
             picture.load()
             assert min(picture.size) > 50, path
 
 
 def test_console(tiny_run: Path) -> None:
+    """The user is told of data, precision and steps, and of no warning."""
     console = (tiny_run / "console.txt").read_text()
     assert f"sample data in {tiny_run}" in console
     assert "force_fp32" in console
@@ -134,15 +142,18 @@ def test_killed_run_goes_on_bit_for_bit(
     ]
     process = contract.stop_when(
         in_folder,
+        # Past the checkpoint at 10, so that lines must be taken back.
         lambda: max(contract.losses(output), default=0) >= 12,
         signal.SIGKILL,
         cwd=model_folder,
     )
     assert process.returncode == -signal.SIGKILL, process.stderr
+    # Otherwise the kill came too late and proves nothing.
     assert not (output / "result.json").exists()
     process = contract.run(as_module)
     assert process.returncode == 0, process.stderr
     assert f"step {STEPS}/{STEPS}" in process.stdout
+    # It went on from a checkpoint, and did not just start again.
     assert "step 10/" not in process.stdout
     assert contract.losses(output) == contract.losses(straight_run)
     with np.load(output / "weights.npz") as resumed:
@@ -164,6 +175,7 @@ def stopped_run(
     output = tmp_path_factory.mktemp("stopped") / "run"
     process = contract.stop_when(
         contract.train_command(model_folder, output, *LONG, sample_data),
+        # Between the checkpoints at 5 and 10: one of its own is needed.
         lambda: max(contract.losses(output), default=0) >= 6,
         signal.SIGTERM,
     )
@@ -173,6 +185,7 @@ def stopped_run(
 def test_sigterm_saves(
     stopped_run: tuple[Path, subprocess.CompletedProcess],
 ) -> None:
+    """Status 143, one line, and a checkpoint of the very last step."""
     output, process = stopped_run
     contract.error_line(process, 143)
     last = max(contract.losses(output))
@@ -188,14 +201,19 @@ def test_damaged_checkpoint_is_named_and_passed_over(
     straight_run: Path,
     tmp_path: Path,
 ) -> None:
+    """The one before is used, and the run ends as if never stopped."""
     output = tmp_path / "run"
+    # A copy, since the stopped run is shared.
     shutil.copytree(stopped_run[0], output)
     last = max(contract.losses(output))
     (data,) = (output / "ckpt").glob(f"ckpt-{last}.data*")
+    # As a full disk or a lost connection leaves it.
     os.truncate(data, data.stat().st_size // 2)
     process = contract.train(model_folder, output, *LONG, sample_data)
     assert process.returncode == 0, process.stderr
-    told = [line for line in process.stdout.splitlines() if "damaged" in line]
+    told = [
+        line for line in process.stdout.splitlines() if "is damaged" in line
+    ]
     assert len(told) == 1
     assert f"ckpt-{last}" in told[0]
     assert contract.losses(output) == contract.losses(straight_run)
@@ -204,6 +222,7 @@ def test_damaged_checkpoint_is_named_and_passed_over(
 def test_overwrite_starts_anew(
     model_folder: Path, sample_data: str, tiny_run: Path, tmp_path: Path
 ) -> None:
+    """The old run is gone, but no file that is the user's own."""
     output = tmp_path / "run"
     shutil.copytree(tiny_run, output)
     (output / "notes.txt").write_text("mine")
@@ -218,6 +237,7 @@ def test_overwrite_starts_anew(
     )
     assert process.returncode == 0, process.stderr
     assert sorted(contract.losses(output)) == [1, 2]
+    # TensorBoard would draw both runs as one curve.
     assert len(list(output.glob("events.out.tfevents*"))) == 1
     assert (output / "notes.txt").read_text() == "mine"
 
@@ -227,6 +247,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own; `resize` sets its size."""
     disk = tmp_path / "small disk"
     disk.mkdir()
+    # A real one: a disk fills up inside TensorFlow, beyond any mock.
     mount = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk],
         capture_output=True,
@@ -235,6 +256,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if mount.returncode:
         pytest.skip(f"needs the right to mount: {mount.stderr.strip()}")
     yield disk
+    # Lazily, or a process that hangs would keep the mount.
     subprocess.run(["umount", "-l", disk], check=True)
 
 
@@ -247,10 +269,13 @@ def resize(disk: Path, size: int) -> None:
 def test_full_disk(
     model_folder: Path, sample_data: str, tiny_run: Path, small_disk: Path
 ) -> None:
+    """One line; with room again the run goes on from its last checkpoint."""
     weights = (tiny_run / "weights.npz").stat().st_size
     checkpoint = sum(
         path.stat().st_size for path in (tiny_run / "ckpt").glob("ckpt-6.*")
     )
+    # Room to begin, but not for six checkpoints: sizes come from a
+    # finished run, so that the disk fills up in every model.
     resize(small_disk, 2 * (checkpoint + weights) + checkpoint + 2**19)
     output = small_disk / "run"
     flags = (
@@ -268,6 +293,7 @@ def test_full_disk(
     resize(small_disk, 20 * (checkpoint + weights) + 2**22)
     process = contract.train(model_folder, output, *flags)
     assert process.returncode == 0, process.stderr
+    # The checkpoint that did not fit must not look like one.
     assert "damaged" not in process.stdout
     assert "step 1/12" not in process.stdout
     assert sorted(contract.losses(output)) == list(range(1, 13))

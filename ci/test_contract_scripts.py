@@ -30,6 +30,7 @@ KEYS = (
     "Network RankSize BatchSize DeviceType CaseName ActualFPS TrainingTime "
     "TrainAccuracy ActualLoss E2ETrainingTime"
 ).split()
+# To the letter: the ModelZoo greps for these very lines.
 FINAL_BLOCK = re.compile(
     r"-{18} Final result -{18}\n"
     r"Final Performance images/sec : (?P<speed>[\d.]*)\n"
@@ -95,8 +96,10 @@ def call(
     scripts: Path, name: str, *options: str, **variables: str
 ) -> subprocess.CompletedProcess:
     """Runs a script from a folder that is not its own."""
+    # A stand-in answers at once; a minute is for 8 starts of Python.
     return contract.run(
         ["bash", scripts / name, *options],
+        # So that a script that relies on its own folder fails.
         cwd=scripts.parent.parent,
         timeout=60,
         **variables,
@@ -110,6 +113,7 @@ def seen(folder: Path, rank: int = 0) -> dict:
 
 def case_log(folder: Path) -> dict[str, str]:
     """The pairs of ${CaseName}.log, in the file's order."""
+    # Exactly one; train_*.log beside it is the console of a rank.
     (path,) = (
         path
         for path in folder.glob("*p_*.log")
@@ -123,12 +127,14 @@ def case_log(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", ONE_DEVICE)
 def test_both_option_forms_mean_the_same(scripts: Path, name: str) -> None:
+    """`--key=value` and `--key value` give train.py the same flags."""
     flags = {
         "data_path": "some data",
         "precision_mode": "force_fp32",
         "batch_size": "4",
         "train_steps": "7",
         "over_dump": "False",
+        # A value that begins with a dash is no option.
         "learning_rate": "-1",
     }
     options = [f"--{key}={value}" for key, value in flags.items()]
@@ -137,6 +143,7 @@ def test_both_option_forms_mean_the_same(scripts: Path, name: str) -> None:
     options = [part for key in flags for part in (f"--{key}", flags[key])]
     assert call(scripts, name, *options, "--overwrite").returncode == 0
     by_space = seen(scripts / "output" / "0")["given"]
+    # A flag at the end, where no value can follow.
     assert by_space.pop("overwrite") is None
     assert by_space == by_equals
     assert flags.items() <= by_equals.items()
@@ -144,6 +151,7 @@ def test_both_option_forms_mean_the_same(scripts: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", SUFFIXES)
 def test_help_exits_with_zero(scripts: Path, name: str) -> None:
+    """Help names the options, and starts and writes nothing."""
     process = call(scripts, name, "--help")
     assert process.returncode == 0
     assert "--data_path" in process.stdout
@@ -152,6 +160,8 @@ def test_help_exits_with_zero(scripts: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ONE_DEVICE)
 def test_logs_of_one_device(scripts: Path, name: str) -> None:
+    """Exact content, since the ModelZoo reads these files by program."""
+    # An earlier case must not be mistaken for this one.
     stale = scripts / "output" / "0" / "stale"
     stale.mkdir(parents=True)
     process = call(scripts, name, "--batch_size=4")
@@ -161,6 +171,7 @@ def test_logs_of_one_device(scripts: Path, name: str) -> None:
     case = f"{scripts.parent.name}_bs4_1p_{SUFFIXES[name]}"
     values = case_log(folder)
     assert list(values) == KEYS
+    # The only figure that the stand-in cannot fix beforehand.
     assert re.fullmatch(r"\d+", values.pop("E2ETrainingTime"))
     assert values == {
         "Network": scripts.parent.name,
@@ -184,6 +195,7 @@ def test_logs_of_one_device(scripts: Path, name: str) -> None:
 
 
 def test_device_and_output_path(scripts: Path, tmp_path: Path) -> None:
+    """Logs go by device even where the run folder lies elsewhere."""
     run = tmp_path / "my run"
     process = call(
         scripts,
@@ -196,12 +208,14 @@ def test_device_and_output_path(scripts: Path, tmp_path: Path) -> None:
     assert seen(run)["environment"]["RANK_SIZE"] == "1"
     assert (scripts / "output" / "3" / "train_3.log").exists()
     assert case_log(scripts / "output" / "3")["ActualLoss"] == "0.250000"
+    # The number becomes a folder name, and that folder is removed.
     process = call(scripts, "train_full_1p.sh", ASCEND_DEVICE_ID="../..")
     assert process.returncode == 1
     assert "ASCEND_DEVICE_ID" in process.stderr
 
 
 def test_older_spellings(scripts: Path) -> None:
+    """Command lines of older scripts work; what has no use is dropped."""
     process = call(
         scripts,
         "train_performance_1p.sh",
@@ -214,12 +228,14 @@ def test_older_spellings(scripts: Path) -> None:
     assert given["data_path"] == "d"
     assert given["train_steps"] == "9"
     assert given["init_checkpoint"] == "c"
+    # A dump needs a path; older scripts never gave one.
     for name in ("over_dump_path", "data_dump_path", "profiling_dump_path"):
         assert given[name].startswith(str(scripts / "output" / "0")), name
     assert not {"data_dir", "autotune", "Rank_Size"} & set(given)
 
 
 def test_failed_training(scripts: Path) -> None:
+    """The script ends as training did, with empty figures in the log."""
     process = call(scripts, "train_performance_1p.sh", "--act=fail:0")
     assert process.returncode == 3
     assert "error: the disk is full" in process.stderr.splitlines()[-1]
@@ -232,13 +248,17 @@ def test_failed_training(scripts: Path) -> None:
 
 
 def test_old_result_is_no_success(scripts: Path, tmp_path: Path) -> None:
+    """A failure never reports the figures of the run before it."""
     options = ("train_full_1p.sh", f"--output_path={tmp_path / 'run'}")
+    # The same run folder twice: result.json of the first stays.
     assert call(scripts, *options).returncode == 0
     assert call(scripts, *options, "--act=fail:0").returncode == 3
     assert case_log(scripts / "output" / "0")["ActualFPS"] == ""
 
 
 def test_sigterm_reaches_training(scripts: Path) -> None:
+    """Training saves and ends with 143, and the results are printed."""
+    # A signal before the handler is set would test nothing.
     ready = scripts / "output" / "0" / "ready"
     process = contract.stop_when(
         ["bash", scripts / "train_full_1p.sh", "--act=save"],
@@ -254,6 +274,7 @@ def test_sigterm_reaches_training(scripts: Path) -> None:
     "option", ["--rank_size=0", "--rank_size=many", "data", "--autotune=True"]
 )
 def test_bad_option_is_named(scripts: Path, option: str) -> None:
+    """One line repeats the option, before anything is started."""
     process = call(scripts, "train_full_1p.sh", option)
     assert process.returncode == 1
     assert option in process.stderr
@@ -262,8 +283,10 @@ def test_bad_option_is_named(scripts: Path, option: str) -> None:
 
 @pytest.mark.parametrize("name", EIGHT_DEVICES)
 def test_eight_npus(scripts: Path, name: str) -> None:
+    """Each rank gets its number, device, table and log; speeds add up."""
     process = call(scripts, name, "--device=npu")
     assert process.returncode == 0, process.stderr
+    # The table in configs/ has example addresses.
     assert "must be replaced" in process.stdout
     table = scripts.parent / "configs" / "rank_table_8p.json"
     for rank in range(8):
@@ -278,11 +301,13 @@ def test_eight_npus(scripts: Path, name: str) -> None:
     assert values["RankSize"] == "8"
     batch = int(values["BatchSize"])
     assert values["CaseName"].endswith(f"_bs{batch}_8p_{SUFFIXES[name]}")
+    # ActualFPS counts the pictures of all ranks.
     milliseconds = batch * 8 * 1000 / float(values["ActualFPS"])
     assert values["TrainingTime"] == f"{milliseconds:.2f}"
 
 
 def test_npus_without_a_rank_table(scripts: Path) -> None:
+    """With CM_ variables no RANK_ variable is set: HCCL refuses both."""
     process = call(
         scripts,
         "train_full_8p.sh",
@@ -297,6 +322,7 @@ def test_npus_without_a_rank_table(scripts: Path) -> None:
 
 @pytest.mark.parametrize("device", ["npu", "cpu"])
 def test_a_dead_rank_ends_the_job(scripts: Path, device: str) -> None:
+    """The others are killed, and the last line says who died of what."""
     if device == "cpu":
         pytest.importorskip("horovod")
     begin = time.monotonic()
@@ -308,6 +334,7 @@ def test_a_dead_rank_ends_the_job(scripts: Path, device: str) -> None:
         "--act=fail:1",
     )
     assert process.returncode == 3
+    # The rank that is left ignores SIGTERM and sleeps 300 seconds.
     assert time.monotonic() - begin < 45
     last = process.stderr.splitlines()[-1]
     assert "rank 1" in last
@@ -321,6 +348,7 @@ def copied_room(
 ) -> Path:
     """A model folder copied out with common/, in a path with a space."""
     root = tmp_path_factory.mktemp("copied out")
+    # What a user copies; another model must not be needed.
     for folder in (model_folder, contract.REPOSITORY / "common"):
         shutil.copytree(
             folder,
@@ -332,6 +360,7 @@ def copied_room(
 
 @pytest.mark.parametrize("name", [ONE_DEVICE[0], EIGHT_DEVICES[1]])
 def test_trains_for_real(copied_room: Path, name: str) -> None:
+    """With one rank and with two, the log repeats the figures of the run."""
     ranks = 2 if "8p" in name else 1
     if ranks == 2:
         pytest.importorskip("horovod")
@@ -354,6 +383,7 @@ def test_trains_for_real(copied_room: Path, name: str) -> None:
     values, result = case_log(folder), contract.result(folder)
     assert values["RankSize"] == str(ranks) == str(result["rank_size"])
     assert float(values["ActualFPS"]) > 0
+    # The log has four digits, and the speed of a slow machine few.
     assert float(values["ActualFPS"]) == pytest.approx(
         int(values["BatchSize"]) * ranks / result["seconds_per_step"], rel=0.01
     )
@@ -365,6 +395,7 @@ def test_trains_for_real(copied_room: Path, name: str) -> None:
 
 
 def test_refused_flag_fails_the_script(copied_room: Path) -> None:
+    """A flag that train.py refuses is told last, without a traceback."""
     process = contract.run(
         [
             "bash",

@@ -24,6 +24,7 @@ def tool(
         [
             sys.executable,
             model_folder / f"{script}.py",
+            # sample_data.py computes nothing and has no --device.
             *(contract.PLAIN if plain else ()),
             *flags,
         ]
@@ -35,6 +36,7 @@ def tool(
 def test_evaluate_repeats_the_best_figure(
     model_folder: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
+    """The best weights give the figure again that training has logged."""
     tool(
         model_folder,
         "evaluate",
@@ -48,6 +50,7 @@ def test_evaluate_repeats_the_best_figure(
         if "evaluation" in line
     )
     table = json.loads((tmp_path / "a result" / "metrics.json").read_text())
+    # Another process may sum in another order.
     assert table[name] == pytest.approx(best, abs=1e-5)
     assert list((tmp_path / "a result").rglob("*.png"))
 
@@ -55,9 +58,11 @@ def test_evaluate_repeats_the_best_figure(
 def test_predict_keeps_the_size_of_pictures(
     model_folder: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
+    """Masks and overlays fit the pictures, in pixels, whatever the network."""
     pictures = tmp_path / "my pictures"
     pictures.mkdir()
     rng = np.random.RandomState(0)
+    # Odd sizes in both directions: swapped or rounded sides show.
     for name, size in (("wide.png", (231, 120)), ("tall.jpg", (97, 260))):
         pixels = rng.randint(0, 255, (size[1], size[0]), np.uint8)
         Image.fromarray(pixels).save(pictures / name)
@@ -75,10 +80,12 @@ def test_predict_keeps_the_size_of_pictures(
         for path in written:
             with Image.open(path) as picture:
                 assert picture.size == size, path
+    # With --output the run is left as it is.
     assert not (tiny_run / "predictions").exists()
 
 
 def test_sample_data(model_folder: Path, tmp_path: Path) -> None:
+    """Drawn twice, the data are the same, byte for byte."""
     for name in ("one", "two"):
         output = f"--output={tmp_path / name}"
         tool(model_folder, "sample_data", output, "--count=5", plain=False)
@@ -107,6 +114,7 @@ def exports(
 
 
 def test_export_tells_differences(exports: Path) -> None:
+    """Each format states its error, and an NPU its next command."""
     console = (exports / "console.txt").read_text()
     for name in FORMATS:
         (line,) = (
@@ -128,4 +136,5 @@ def test_exports_agree(exports: Path) -> None:
     assert process.returncode == 0, process.stderr
     differences = json.loads(process.stdout.splitlines()[-1])
     assert sorted(differences) == sorted(FORMATS)
+    # Float32 through another runtime: rounding, and no more.
     assert max(differences.values()) <= 1e-5

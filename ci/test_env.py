@@ -35,6 +35,7 @@ class Machine:
     """A copy of what ci/env.sh reads, and a PATH led by the stand-in."""
 
     def __init__(self, folder: Path) -> None:
+        # Paths with a space break scripts that forget to quote.
         self.root = folder / "a zoo"
         self.calls = folder / "calls"
         (self.root / "ci").mkdir(parents=True)
@@ -58,6 +59,7 @@ class Machine:
         self.calls.write_text("")
         values = {
             "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}",
+            # Otherwise the Pythons and settings of this machine take part.
             "PYENV_ROOT": str(self.root),
             "PYTHON": "",
             "CI": "",
@@ -84,6 +86,7 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def test_installs_once(machine: Machine) -> None:
+    """The second call prints the same path and installs nothing."""
     first = machine.env()
     assert first.returncode == 0, first.stderr
     python = machine.root / ".venv" / "ascend" / "bin" / "python"
@@ -99,15 +102,18 @@ def test_installs_once(machine: Machine) -> None:
 def test_changed_requirements_rebuild_but_keep_horovod(
     machine: Machine,
 ) -> None:
+    """Packages are installed anew, but the built wheel is used again."""
     assert machine.env().returncode == 0
     with open(machine.root / "requirements-ascend.txt", "a") as file:
         file.write("six\n")
     assert machine.env().returncode == 0
     assert machine.installed()
+    # The build takes minutes, and TensorFlow is still the same.
     assert "-m pip wheel" not in machine.calls.read_text()
 
 
 def test_interrupted_installation_is_begun_anew(machine: Machine) -> None:
+    """A half-made environment is never taken for a whole one."""
     process = machine.env(BROKEN_PIP="yes")
     assert process.returncode == 1
     assert "no network" in process.stderr.splitlines()[-1]
@@ -117,12 +123,14 @@ def test_interrupted_installation_is_begun_anew(machine: Machine) -> None:
 
 
 def test_failed_horovod_is_told_and_not_fatal(machine: Machine) -> None:
+    """Single runs do without it and builds are not repeated; CI stops."""
     process = machine.env(BROKEN_HOROVOD="yes")
     assert process.returncode == 0
     assert "several processes" in process.stderr.splitlines()[-1]
     again = machine.env(BROKEN_HOROVOD="yes")
     assert "several processes" in again.stderr
     assert "-m pip wheel" not in machine.calls.read_text()
+    # There, tests of several ranks would be skipped unnoticed.
     process = machine.env(BROKEN_HOROVOD="yes", CI="true")
     assert process.returncode == 1
     assert "Horovod" in process.stderr.splitlines()[-1]
@@ -138,6 +146,8 @@ def test_failed_horovod_is_told_and_not_fatal(machine: Machine) -> None:
 def test_missing_interpreter_is_one_line(
     machine: Machine, variables: dict[str, str], told: str
 ) -> None:
+    """The line tells what to install, a Python or its venv module."""
+    # Both names, or a good Python of this machine would be found.
     for name in ("python3", "python3.9"):
         (machine.bin / name).write_text(STAND_IN)
         (machine.bin / name).chmod(0o755)
@@ -148,6 +158,7 @@ def test_missing_interpreter_is_one_line(
 
 
 def test_unknown_lane_is_one_line(machine: Machine) -> None:
+    """The lanes there are get named."""
     process = machine.env("gpu")
     assert process.returncode == 1
     assert "default and ascend" in process.stderr

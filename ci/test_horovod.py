@@ -18,6 +18,7 @@ def run_two(*flags: str) -> subprocess.CompletedProcess:
     return contract.run(
         [
             sys.executable,
+            # As a module: horovodrun need not be on the PATH of a test.
             *("-m", "horovod.runner.launch", "--gloo", "-np", "2"),
             *(sys.executable, npu_probe.PROBES / "horovod_training.py"),
             *("--device=cpu", "--precision_mode=force_fp32", *flags),
@@ -30,6 +31,7 @@ def run_two(*flags: str) -> subprocess.CompletedProcess:
 @pytest.fixture(name="ranks", scope="module")
 def both_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What each of two ranks has found."""
+    # One job for all tests of the module: it takes many seconds.
     folder = tmp_path_factory.mktemp("horovod")
     process = run_two(f"--output={folder}")
     assert process.returncode == 0, process.stdout + process.stderr
@@ -43,7 +45,9 @@ def both_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 
 def test_broadcast_gives_all_state_of_rank_0(ranks: list[dict]) -> None:
+    """Ranks seeded apart are equal afterwards, slots included."""
     first, second = ranks
+    # Otherwise the equality below would prove nothing.
     assert not np.array_equal(first["seeded"], second["seeded"])
     np.testing.assert_array_equal(first["broadcast"], second["broadcast"])
     size = first["seeded"].size
@@ -51,15 +55,18 @@ def test_broadcast_gives_all_state_of_rank_0(ranks: list[dict]) -> None:
 
 
 def test_gradients_are_averaged(ranks: list[dict]) -> None:
+    """Each rank steps along the mean of both ranks' gradients."""
     own = [rank["gradients"] for rank in ranks]
     assert not np.allclose(*own)
     for rank in ranks:
         np.testing.assert_allclose(rank["means"], np.mean(own, 0), rtol=1e-5)
         step = rank["before"] - rank["after"]
+        # Absolute, because a difference of weights loses small digits.
         np.testing.assert_allclose(step, rank["means"], atol=1e-6)
 
 
 def test_weights_are_equal_after_five_steps(ranks: list[dict]) -> None:
+    """Bit for bit: a difference, however small, would grow."""
     first, second = ranks
     assert not np.array_equal(first["trained"], first["after"])
     np.testing.assert_array_equal(first["trained"], second["trained"])
@@ -67,6 +74,7 @@ def test_weights_are_equal_after_five_steps(ranks: list[dict]) -> None:
 
 
 def test_statistics_are_local_until_reduced(ranks: list[dict]) -> None:
+    """Moving averages differ by rank; all_reduce gives their mean."""
     own = [rank["statistics"] for rank in ranks]
     assert not np.allclose(*own)
     for rank in ranks:
@@ -76,6 +84,7 @@ def test_statistics_are_local_until_reduced(ranks: list[dict]) -> None:
 
 @pytest.mark.parametrize("mode", ["eager", "traced"])
 def test_lists_are_reduced_in_order(mode: str, ranks: list[dict]) -> None:
+    """A None in a list shifts nothing, in a traced function neither."""
     for rank in ranks:
         np.testing.assert_allclose(rank[mode], [0.5, 0.5, 1.0])
 
@@ -83,6 +92,7 @@ def test_lists_are_reduced_in_order(mode: str, ranks: list[dict]) -> None:
 def test_an_overflow_on_one_rank_skips_the_step_on_all(
     ranks: list[dict],
 ) -> None:
+    """A rank that stepped alone would part from the others for good."""
     for rank in ranks:
         before, after = rank["before_overflow"], rank["after_overflow"]
         np.testing.assert_array_equal(before, after)
@@ -94,7 +104,9 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(
     [("error", "rank 1 cannot go on"), ("kill", "Process name: 1")],
 )
 def test_a_rank_that_dies_ends_the_job(end: str, message: str) -> None:
+    """Within a minute: idle ranks would wait for it without end."""
     process = run_two(f"--end={end}")
+    # From the death on; starting TensorFlow twice is no part of it.
     died = float(re.search(r"rank 1 ends at (\S+)", process.stdout).group(1))
     assert time.time() - died < 60
     assert process.returncode != 0

@@ -12,6 +12,8 @@ from common import npu_config
 
 NPU = "--device=npu"
 CPU = "--device=cpu"
+# Legal elsewhere, in inference, in Keras or in precision_mode_v2, or
+# nearly legal: what somebody may well give by mistake.
 ILLEGAL_MODES = [
     "",
     "force_fp16",
@@ -27,12 +29,14 @@ ILLEGAL_MODES = [
 
 
 def test_import_opens_nothing() -> None:
+    """Importing it loads no collectives and makes no TensorFlow context."""
     program = (
         "import sys; from common import npu_config; "
         "from tensorflow.python.eager import context; "
         "print('horovod' in sys.modules, 'npu_device' in sys.modules, "
         "context.context()._context_handle)"
     )
+    # In a process of its own: this one has long imported TensorFlow.
     process = subprocess.run(
         [sys.executable, "-c", program],
         cwd=contract.REPOSITORY,
@@ -44,6 +48,7 @@ def test_import_opens_nothing() -> None:
 
 
 def test_every_precision_mode_on_an_npu() -> None:
+    """The adapter gets each mode as given; Keras stays in float32."""
     modes = list(npu_config.PRECISION_MODES)
     answers = npu_probe.ask(
         "try_setup",
@@ -57,6 +62,7 @@ def test_every_precision_mode_on_an_npu() -> None:
         assert answer["calls"] == ["open", "as_default"]
         assert not answer["had_tensors"]
         assert not answer["has_tensors"]
+    # Only float16 has gradients so small that they need a scale.
     scaled = {
         mode for mode, answer in zip(modes, answers) if answer["loss_scale"]
     }
@@ -80,7 +86,9 @@ def test_every_precision_mode_on_an_npu() -> None:
 def test_precision_mode_elsewhere(
     mode: str, gpu: str, cpu: str, tmp_path: Path, monkeypatch
 ) -> None:
+    """Each mode has one fixed Keras policy on a GPU and one on a CPU."""
     processor = tmp_path / "cpuinfo"
+    # What this machine's processor can do must not decide the test.
     monkeypatch.setattr(npu_config, "CPU_INFO", processor)
     monkeypatch.setattr(npu_config.tf, "__version__", "2.15.0")
     processor.write_text("flags\t\t: fpu sse4_2 avx512_bf16 amx_bf16\n")
@@ -101,6 +109,7 @@ def test_precision_mode_elsewhere(
 def test_cpu_takes_bfloat16_only_where_it_pays(
     flags, version, policy, reason, tmp_path: Path, monkeypatch
 ) -> None:
+    """Without native bfloat16 a CPU computes in float32 and says why."""
     processor = tmp_path / "cpuinfo"
     if flags:
         processor.write_text(f"flags\t\t: {flags}\n")
@@ -112,6 +121,7 @@ def test_cpu_takes_bfloat16_only_where_it_pays(
 
 
 def test_illegal_precision_modes_are_refused() -> None:
+    """One line repeats the value and lists all that are legal."""
     modes = 2 * ILLEGAL_MODES
     devices = [NPU] * len(ILLEGAL_MODES) + [CPU] * len(ILLEGAL_MODES)
     cases = [
@@ -181,6 +191,7 @@ def options_of_flags(folder: Path) -> list[tuple[list[str], dict]]:
 
 
 def test_options_equal_the_flags(tmp_path: Path) -> None:
+    """A switch sets just its own options, and makes the folder it needs."""
     (tmp_path / "ops_info.json").write_text(
         '{"black-list": {"to-add": ["ReduceSumD"]}}'
     )
@@ -198,8 +209,10 @@ def test_options_equal_the_flags(tmp_path: Path) -> None:
 
 
 def test_unusable_options_are_one_line(tmp_path: Path) -> None:
+    """A path that cannot serve its switch is told before the device opens."""
     broken = tmp_path / "broken.json"
     broken.write_text("{")
+    # Below a file there can be no folder, not even for root.
     blocked = broken / "dump"
     here = f"path={tmp_path}"
     expected = {
@@ -229,6 +242,7 @@ def test_unusable_options_are_one_line(tmp_path: Path) -> None:
 
 
 def test_without_the_adapter(tmp_path: Path) -> None:
+    """`auto` falls back to GPU or CPU; a device asked for never does."""
     horovodless = {"RANK_SIZE": "2"}
     missing, gpu, auto, ranks, switches = npu_probe.ask(
         "try_setup",
@@ -244,6 +258,7 @@ def test_without_the_adapter(tmp_path: Path) -> None:
     for hint in ("npu_device", "set_env.sh", "npu-smi info"):
         assert hint in missing["error"]
     assert "\n" not in missing["error"]
+    # The machine of the test may have a GPU.
     if "error" in gpu:
         assert gpu["error"].startswith("--device=gpu: TensorFlow sees 0 GPUs")
     assert auto["device"] in ("cpu", "gpu")
@@ -254,6 +269,7 @@ def test_without_the_adapter(tmp_path: Path) -> None:
 
 
 def test_a_broken_adapter_is_no_silent_cpu_run(tmp_path: Path) -> None:
+    """Hours on a CPU would be a worse way to learn of a missing library."""
     (tmp_path / "npu_device.py").write_text(
         "raise ImportError('libge_runner.so: cannot open shared object file')"
     )

@@ -10,6 +10,7 @@ import pytest
 
 from ci import npu_probe
 
+# Messages as the adapter words them, so that the double stays one.
 REFUSED_OPTIONS = [
     ("auto_tune_mode", "RL,GA", ValueError, "NpuConfig has no option"),
     ("precision_mode", "fp16", ValueError, "'fp16' not in optional list"),
@@ -26,6 +27,8 @@ def fresh_double(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     before = set(sys.modules)
     monkeypatch.syspath_prepend(str(npu_probe.ADAPTER))
     yield importlib.import_module("npu_device")
+    # The double keeps its device in modules: the next test needs a
+    # new process, or what looks like one.
     for name in set(sys.modules) - before:
         if name.partition(".")[0] in ("npu_device", "hccl"):
             del sys.modules[name]
@@ -35,12 +38,15 @@ def fresh_double(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_options_are_strict(
     name: str, value: object, kind: type, message: str, npu: ModuleType
 ) -> None:
+    """An unknown name, type or value fails at the assignment itself."""
     with pytest.raises(kind, match="^" + message.replace("(", r"\(")):
         setattr(npu.global_options(), name, value)
 
 
 def test_options_as_the_engine_reads_them(npu: ModuleType, capsys) -> None:
+    """Values become strings, and a deprecated option is told."""
     options = npu.global_options()
+    # Pins the defaults: an option added by mistake shows here.
     assert len(options.as_dict()) == 34
     options.dump_config.enable_dump = 1
     assert options.dump_config.enable_dump.value == "1"
@@ -74,6 +80,7 @@ def test_options_as_the_engine_reads_them(npu: ModuleType, capsys) -> None:
 def test_open_needs_a_whole_cluster(
     environment: dict, message: str, npu: ModuleType, monkeypatch
 ) -> None:
+    """Half a cluster's environment is refused, as the adapter does."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises((RuntimeError, ValueError), match=message):
@@ -81,11 +88,13 @@ def test_open_needs_a_whole_cluster(
 
 
 def test_open_is_for_one_device(npu: ModuleType, tmp_path: Path) -> None:
+    """A process keeps its first device, and its options as they were."""
     handle = npu.open(3)
     assert npu.open(3) is handle
     assert handle.name().endswith("device:NPU:3")
     with pytest.raises(RuntimeError, match=r"device 4 as existed .* \[3\]"):
         npu.open(4)
+    # An open device has its options: a later one has no effect.
     with pytest.warns(UserWarning, match="after open"):
         npu.global_options().deterministic = 1
     assert npu._opened_with["deterministic"] == "0"
@@ -93,6 +102,7 @@ def test_open_is_for_one_device(npu: ModuleType, tmp_path: Path) -> None:
 
 
 def test_open_checks_dumps_and_files(npu: ModuleType, tmp_path: Path) -> None:
+    """Options that only CANN would refuse fail here as well."""
     options = npu.global_options()
     options.dump_config.enable_dump = True
     with pytest.raises(RuntimeError, match="^Failed open npu device 0 : "):
@@ -109,6 +119,7 @@ def test_open_checks_dumps_and_files(npu: ModuleType, tmp_path: Path) -> None:
 
 
 def test_collectives_of_a_single_device_pass_through(npu: ModuleType) -> None:
+    """A lone device gets back the very list, unreduced."""
     npu.open().as_default()
     values = [1.0, None]
     assert npu.distribute.all_reduce(values) is values

@@ -13,6 +13,7 @@ import pytest
 from ci import contract, npu_probe
 from common import hccl_ranks
 
+# The form without a table: HCCL numbers the ranks, through a chief.
 CHIEF = {
     "CM_CHIEF_IP": "10.0.0.10",
     "CM_CHIEF_PORT": "6000",
@@ -44,6 +45,7 @@ def of_rank(table: Path, rank: int, size: int = 8) -> dict[str, str]:
     ],
 )
 def test_legal_environments(environment: dict[str, str]) -> None:
+    """What HCCL accepts passes: a false alarm would block a good job."""
     hccl_ranks.check(environment)
 
 
@@ -54,6 +56,8 @@ def test_legal_environments(environment: dict[str, str]) -> None:
 def test_legal_rank_tables(
     servers: int, devices: int, version: str, tmp_path: Path
 ) -> None:
+    """One and several servers, and every rank of each of them."""
+    # Paths with a space come from users, and break naive code.
     path = tmp_path / "rank table.json"
     table = npu_probe.write_rank_table(path, servers, devices)
     table["version"] = version
@@ -95,8 +99,10 @@ def test_legal_rank_tables(
 def test_errors_of_the_environment(
     changes: dict[str, str], named: str, tmp_path: Path
 ) -> None:
+    """A wrong variable of the table form is named with its value."""
     path = tmp_path / "8p.json"
     npu_probe.write_rank_table(path)
+    # Rank 3, so that a rank that is lost does not look like 0.
     refuse({**of_rank(path, 3), **changes}, named)
 
 
@@ -118,6 +124,7 @@ def test_errors_of_the_environment(
     ],
 )
 def test_errors_of_the_chief_form(changes: dict[str, str], named: str) -> None:
+    """A wrong or missing CM_ variable is named with its value."""
     refuse({**CHIEF, **changes}, named)
 
 
@@ -182,6 +189,7 @@ def device(server: int, number: int, name: str, value: Any) -> Callable:
 def test_errors_of_the_rank_table(
     edit: Callable[[dict], None], named: str, tmp_path: Path
 ) -> None:
+    """The line names the table and the field that is to be mended."""
     path = tmp_path / "rank table.json"
     table = copy.deepcopy(npu_probe.write_rank_table(path, 2, 2))
     edit(table)
@@ -193,13 +201,16 @@ def test_errors_of_the_rank_table(
     "text", ["", "{", "[]", "null", '{"group_list": []}', "\udcff"]
 )
 def test_rank_tables_of_another_form(text: str, tmp_path: Path) -> None:
+    """What is not JSON, or another JSON, raises nothing but ValueError."""
     path = tmp_path / "rank table.json"
+    # As bytes: one of the texts is not valid UTF-8.
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     refuse(of_rank(path, 0, 4), f"RANK_TABLE_FILE={path}: ")
 
 
 def refuse(environment: dict[str, Any], *named: str) -> None:
     """Demands one line of error that names what is wrong."""
+    # None in a case stands for a variable that is not set.
     given = {
         name: value for name, value in environment.items() if value is not None
     }
@@ -212,6 +223,7 @@ def refuse(environment: dict[str, Any], *named: str) -> None:
 
 
 def test_setup_refuses_them_in_one_line(tmp_path: Path) -> None:
+    """setup() runs these checks, and takes rank and size from the adapter."""
     path = tmp_path / "8p.json"
     npu_probe.write_rank_table(path)
     good = of_rank(path, 5)
@@ -231,11 +243,13 @@ def test_setup_refuses_them_in_one_line(tmp_path: Path) -> None:
 
 
 def test_eight_processes_share_the_data(tmp_path: Path) -> None:
+    """Each element falls to exactly one of eight ranks, 8 to each."""
     path = tmp_path / "8p.json"
     npu_probe.write_rank_table(path)
 
     def start(rank: int) -> dict:
         folders = f"{contract.REPOSITORY}:{npu_probe.ADAPTER}"
+        # A device opens once per process, so eight ranks need eight.
         process = subprocess.run(
             [sys.executable, npu_probe.PROBES / "shard.py", "--device=npu"],
             env=contract.environment(
@@ -247,6 +261,7 @@ def test_eight_processes_share_the_data(tmp_path: Path) -> None:
         assert process.returncode == 0, process.stderr
         return json.loads(process.stdout.splitlines()[-1])
 
+    # Four at a time, since each holds a TensorFlow in memory.
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(start, range(8)))
     assert [answer["rank"] for answer in answers] == list(range(8))

@@ -34,6 +34,7 @@ def is_skipped(answer: dict, step: int) -> bool:
 @pytest.fixture(name="eight")
 def eight_ranks(tmp_path: Path) -> dict:
     """The environment of rank 3 of 8."""
+    # The other ranks are copies of this one, which the double plays.
     table = tmp_path / "8p.json"
     npu_probe.write_rank_table(table)
     return {
@@ -44,6 +45,7 @@ def eight_ranks(tmp_path: Path) -> dict:
 
 
 def test_eight_replicas_train_like_one_device(eight: dict) -> None:
+    """The mean of eight equal gradients is the gradient of one device."""
     steps = ["good"] * 3
     one, all_ranks, scaled = train(
         {"flags": [NPU, FLOAT32], "steps": steps},
@@ -55,6 +57,8 @@ def test_eight_replicas_train_like_one_device(eight: dict) -> None:
             weights(one, step), weights(all_ranks, step)
         ):
             np.testing.assert_allclose(single, replica, rtol=1e-5)
+        # Scaling rounds small gradients, and Adam divides by their size:
+        # hence the wider tolerance, and an absolute one near zero.
         for single, replica in zip(weights(one, step), weights(scaled, step)):
             np.testing.assert_allclose(single, replica, rtol=1e-4, atol=1e-5)
     assert one["calls"].count("npu_distributed_keras_optimizer_wrapper") == 0
@@ -66,6 +70,7 @@ def test_eight_replicas_train_like_one_device(eight: dict) -> None:
 
 
 def test_wrapper_is_outermost_and_single(eight: dict) -> None:
+    """Wrapped twice, gradients would be reduced twice."""
     on_910, on_a2, plain = train(
         {"flags": [NPU], "environment": eight},
         {"flags": [NPU], "environment": eight, "chip": "A2"},
@@ -81,6 +86,7 @@ def test_wrapper_is_outermost_and_single(eight: dict) -> None:
 
 
 def test_broadcast_covers_statistics_and_slots(eight: dict) -> None:
+    """Every rank starts from rank 0's values of all variables."""
     received, root = train(
         {"flags": [NPU], "environment": eight, "sent": 7},
         {
@@ -91,6 +97,7 @@ def test_broadcast_covers_statistics_and_slots(eight: dict) -> None:
     )
     for value in received["received"]:
         assert np.all(np.array(value) == 7)
+    # Rank 0 is the source, so its own values have to stay.
     assert not np.all(np.array(root["received"][0]) == 7)
     (names,) = received["broadcast"]
     for part in ("kernel", "moving_mean", "moving_variance", "iter"):
@@ -100,6 +107,7 @@ def test_broadcast_covers_statistics_and_slots(eight: dict) -> None:
 
 
 def test_overflow_on_an_npu_skips_the_step(eight: dict) -> None:
+    """No variable moves and the scale is halved, on either kind of chip."""
     npu = {"flags": [NPU], "steps": ["good", "forced", "good", "data"]}
     answers = train(
         npu,
@@ -113,11 +121,13 @@ def test_overflow_on_an_npu_skips_the_step(eight: dict) -> None:
         assert is_skipped(answer, 1)
         assert not is_skipped(answer, 2)
         assert is_skipped(answer, 3)
+    # Schedules go by this count, and the adapter counts skipped steps.
     iterations = [each["iterations"] for each in answers[0]["history"]]
     assert iterations == [1, 2, 3, 4]
 
 
 def test_overflow_in_float16_on_a_gpu_skips_the_step() -> None:
+    """A scale, dynamic or fixed, is halved; without one weights are lost."""
     steps = ["good", "data", "good", "good"]
     gpu = {"device": "gpu", "steps": steps}
     dynamic, fixed, none = train(
@@ -136,4 +146,5 @@ def test_overflow_in_float16_on_a_gpu_skips_the_step() -> None:
                 np.isfinite(each).all() for each in weights(answer, step)
             )
     assert none["optimizer"] == "Adam"
+    # Shows that the overflow is real, and not skipped by luck.
     assert not all(np.isfinite(each).all() for each in weights(none, 1))

@@ -37,6 +37,7 @@ def blocks(text: str) -> list[str]:
 
 
 def test_blocks_are_found() -> None:
+    """Only bash blocks are run, and none that is marked as not run."""
     text = (
         "```bash\nls\npwd\n```\ntext\n<!-- not run: needs an NPU -->\n"
         "```bash\nnpu-smi\n```\n```text\nls: no\n```\n```bash\nwho\n```\n"
@@ -55,6 +56,7 @@ def checkout(tmp_path: Path) -> Path:
     )
     environments = contract.REPOSITORY / ".venv"
     if environments.exists():
+        # A link: installing anew takes minutes and is tested elsewhere.
         (copy / ".venv").symlink_to(environments)
     return copy
 
@@ -67,13 +69,17 @@ def checkout(tmp_path: Path) -> Path:
     "readme", READMES, ids=[path.name for path in READMES]
 )
 def test_commands_of_a_readme(readme: Path, checkout: Path) -> None:
+    """A reader's commands work in order, from a fresh checkout."""
+    # `python` in a README is the one that runs the tests.
     binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for text in blocks((readme / "README.md").read_text()):
+        # As strict as a script, so that no failed line is passed over.
         process = contract.run(
             ["bash", "-euo", "pipefail", "-c", text],
             cwd=checkout,
             timeout=600,
             PATH=binaries,
         )
+        # The ends, because an error comes after much progress.
         told = f"{text}\n{process.stdout[-4000:]}\n{process.stderr[-4000:]}"
         assert process.returncode == 0, told

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+# HCCL takes the ranks in one of two forms, each of them whole.
 _BY_TABLE = ("RANK_TABLE_FILE", "RANK_ID", "RANK_SIZE")
 _BY_CHIEF = (
     "CM_CHIEF_IP",
@@ -79,6 +80,7 @@ def check(environment: Mapping[str, str]) -> None:
     Raises:
       ValueError: one line with a name, its value and how to mend it.
     """
+    # horovodrun sets it: Horovod and HCCL would both number the ranks.
     if "HOROVOD_SIZE" in environment:
         raise ValueError(
             f"HOROVOD_SIZE={environment['HOROVOD_SIZE']}: horovodrun starts "
@@ -129,6 +131,7 @@ def _check_fields(record: Mapping, rules: Mapping, where: str) -> None:
     """Raises ValueError for the first field that breaks its rule."""
     for name, (is_legal, allowed) in rules.items():
         value = record.get(name)
+        # HCCL reads strings only: a bare number is an error there too.
         if not isinstance(value, str):
             raise ValueError(
                 f"{where}{name}={json.dumps(value)}: must be a string in "
@@ -182,6 +185,7 @@ def _faults(
     count = table["server_count"]
     server_ids = [server["server_id"] for server in servers]
     device_ids = [[each["device_id"] for each in of] for of in devices]
+    # As numbers, since the text "10" sorts before "2".
     ranks = [sorted(int(each["rank_id"]) for each in of) for of in devices]
     all_ranks = sorted(sum(ranks, []))
     addresses = [

@@ -92,6 +92,7 @@ def setup() -> "Runtime":
         device = "gpu" if tf.config.list_physical_devices("GPU") else "cpu"
     if device == "npu":
         ranks = _open_npu(mode)
+        # The graph engine casts by itself; Keras must not cast as well.
         policy, note = "float32", "passed to the adapter"
         float16 = PRECISION_MODES[mode][2]
     else:
@@ -143,6 +144,7 @@ class Runtime:
         if not self.horovod:
             return list(tensors)
         mean = self.horovod.Average
+        # Horovod takes no None; the gaps are the same on every rank.
         present = [tensor for tensor in tensors if tensor is not None]
         means = iter(self.horovod.grouped_allreduce(present, op=mean))
         return [None if tensor is None else next(means) for tensor in tensors]
@@ -154,6 +156,7 @@ class Runtime:
             each if callable(getattr(each, "value", None)) else each.value
             for each in variables
         ]
+        # HCCL sends no booleans.
         numbers = [each for each in raw if each.dtype != tf.bool]
         if self.npu:
             self.npu.distribute.broadcast(numbers, root_rank=0)
@@ -164,6 +167,7 @@ class Runtime:
         """Returns the optimizer with its slots made, wrapped as needed."""
         if self.loss_scale:
             optimizer = self._scale_losses(optimizer)
+        # Slots have to exist before they are broadcast or restored.
         build = getattr(optimizer, "_create_all_weights", None)
         (build or optimizer.build)(variables)
         if self.npu and self.size > 1:
@@ -200,6 +204,8 @@ class Runtime:
         An overflow skips the step and halves the scale. Keras 2.6 counts such
         a step in `optimizer.iterations`, Keras 3 does not.
         """
+        # Before the scale is taken off: so one rank's Inf reaches all,
+        # and all skip the step. On NPUs the wrapper reduces instead.
         if self.horovod:
             gradients = self.all_reduce(gradients)
         if hasattr(optimizer, "get_unscaled_gradients"):
@@ -225,6 +231,7 @@ def _local_policy(device: str, mode: str) -> tuple[str, str]:
     version = tf.__version__
     if tuple(map(int, version.split(".")[:2])) < (2, 15):
         return "float32", f"float32, no bfloat16 in TensorFlow {version}"
+    # Emulated bfloat16 is slower than float32, so it must be asked for.
     native = CPU_INFO.exists() and {"avx512_bf16", "amx_bf16"}.intersection(
         CPU_INFO.read_text().split()
     )
@@ -275,6 +282,7 @@ def _open_npu(mode: str) -> dict[str, Any]:
             "--device=cpu"
         ) from error
     try:
+        # Before open(), where HCCL waits for minutes and tells less.
         hccl_ranks.check(os.environ)
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -342,6 +350,7 @@ def _check_path(switch: str) -> None:
     path = FLAGS[flag].value
     try:
         if flag.endswith("_file"):
+            # Opened, because a file may exist and still be unreadable.
             open(path, "rb").close()
         else:
             os.makedirs(path, exist_ok=True)

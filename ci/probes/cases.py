@@ -19,6 +19,7 @@ def circumstances(case: dict) -> Iterator[None]:
     os.environ.update(case.get("environment", {}))
     flags.FLAGS.unparse_flags()
     flags.FLAGS(["probe", *case.get("flags", [])])
+    # Reset, because a process could open its device only once.
     if "npu_device" in sys.modules:
         sys.modules["npu_device"]._reset()
         sys.modules["npu_device"]._chip = case.get("chip", "910A")
@@ -36,4 +37,5 @@ def answer(respond: Callable[[dict], dict]) -> None:
     for case in json.load(sys.stdin):
         with circumstances(case):
             answers.append(respond(case))
+    # One line at the end: what TensorFlow prints comes before it.
     print(json.dumps(answers))

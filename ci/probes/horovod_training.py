@@ -27,6 +27,7 @@ def numbers(tensors: list) -> np.ndarray:
 
 def train(runtime: npu_config.Runtime) -> dict[str, np.ndarray]:
     """Trains from this rank's own seed on this rank's own data."""
+    # Ranks begin and learn apart, so that equality has to be made.
     network = build(seed=runtime.rank)
     variables = network.trainable_variables
     # At rate 1 the first step of momentum is the gradient itself.
@@ -59,6 +60,7 @@ def train(runtime: npu_config.Runtime) -> dict[str, np.ndarray]:
 def overflow(runtime: npu_config.Runtime) -> dict[str, np.ndarray]:
     """Takes a step in float16 that overflows on rank 1 only."""
     tf.keras.mixed_precision.set_global_policy("mixed_float16")
+    # Not by a flag: on a CPU setup() would never choose float16.
     runtime = dataclasses.replace(
         runtime, policy="mixed_float16", loss_scale=64
     )
@@ -82,6 +84,7 @@ def reduce_list(runtime: npu_config.Runtime) -> dict[str, np.ndarray]:
     """Reduces a list with a gap in it, eagerly and in a traced function."""
 
     def reduce(rank):
+        """Returns the three means of two numbers and a gap between."""
         first, gap, second = runtime.all_reduce(
             [rank, None, tf.stack([rank, 2.0 * rank])]
         )
@@ -97,6 +100,7 @@ def end_early(runtime: npu_config.Runtime, way: str) -> None:
     for number in range(10**6):
         runtime.all_reduce([tf.constant(1.0)])
         if runtime.rank == 1 and number == 20:
+            # Flushed, because SIGKILL leaves no time to write a buffer.
             print(f"rank 1 ends at {time.time()}", flush=True)
             if way == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)

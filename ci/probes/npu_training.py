@@ -19,6 +19,7 @@ def open_runtime(case: dict) -> npu_config.Runtime:
     """Returns the NPU's Runtime, or a GPU's that computes on the CPU."""
     if case.get("device") != "gpu":
         return npu_config.setup()
+    # Float16 on a GPU has to be tested where there is none.
     tf.keras.mixed_precision.set_global_policy("mixed_float16")
     scale = case["loss_scale"]
     return npu_config.Runtime("gpu", "mixed_float16", "", loss_scale=scale)
@@ -30,6 +31,7 @@ def receive(runtime: npu_config.Runtime, state: list, sent: int) -> list:
         lambda value, rank: tf.cast(tf.fill(value.shape, sent), value.dtype)
     )
     runtime.broadcast(state)
+    # So that the steps that follow train among equal ranks.
     npu_device._peers(None)
     return [np.array(each).tolist() for each in state]
 
@@ -54,6 +56,7 @@ def train(step: Any, optimizer: Any, variables: list, kind: str) -> dict:
 
 def scale_of(optimizer: Any) -> float:
     """Returns the loss scale, 1 without one."""
+    # Keras 3 and Keras 2.6 name it differently.
     for name in ("dynamic_scale", "loss_scale"):
         if hasattr(optimizer, name):
             return float(getattr(optimizer, name))

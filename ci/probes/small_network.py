@@ -15,9 +15,11 @@ def build(seed: int) -> tf.keras.Model:
             tf.keras.Input([4]),
             tf.keras.layers.Dense(3),
             tf.keras.layers.BatchNormalization(),
+            # Float32, or the loss itself would overflow in float16.
             tf.keras.layers.Dense(1, dtype="float32"),
         ]
     )
+    # Positive weights, and not those of a version of Keras.
     draws = np.random.RandomState(seed)
     network.set_weights(
         [draws.uniform(0.5, 1.5, each.shape) for each in network.get_weights()]
@@ -33,6 +35,7 @@ def make_step(
 
     @tf.function
     def step(inputs):
+        """Takes one step; returns the gradients before the reduction."""
         with tf.GradientTape() as tape:
             outputs = network(inputs, training=True)
             # Small enough for the first loss scale of float16.

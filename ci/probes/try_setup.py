@@ -25,6 +25,7 @@ def watch_open() -> list[bool]:
     opened, real_open = [], npu_device.open
 
     def noted_open(device_id=None):
+        """Opens the device after a look at whether it comes too late."""
         opened.append(has_tensors())
         return real_open(device_id)
 
@@ -49,6 +50,7 @@ def respond(case: dict) -> dict:
 
 
 if __name__ == "__main__":
+    # The double warns of what the adapter would silently ignore.
     warnings.simplefilter("error")
     opened = watch_open()
     answer(respond)

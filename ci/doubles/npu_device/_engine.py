@@ -31,6 +31,7 @@ def check_options(options, device_id):
         raise RuntimeError(f"Failed open npu device {device_id} : {problem}")
     modes = {options.get("precision_mode"), options.get("precision_mode_v2")}
     if "modify_mixlist" in options and not modes & set(_MIXED):
+        # The real engine ignores the file: no error, and no effect.
         warnings.warn("modify_mixlist without mixed precision", stacklevel=3)
 
 
@@ -103,6 +104,7 @@ def _table_problem(table, rank_id, rank_size):
 
 
 def _all_strings(node):
+    # HCCL parses the table with strings only.
     if isinstance(node, dict):
         return all(map(_all_strings, node.values()))
     if isinstance(node, list):

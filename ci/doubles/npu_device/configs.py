@@ -131,6 +131,7 @@ class OptionValue:
         """Stores a legal value; any other raises."""
         if self._legal is not None and value not in self._legal:
             wanted, found = type(self._default), type(value)
+            # The adapter tells a wrong type apart from a wrong value.
             if self._default is not None and wanted is not found:
                 raise TypeError(
                     f"Expected {wanted.__name__}, got {found.__name__}"
@@ -143,6 +144,7 @@ class OptionValue:
         """The value as the graph engine receives it: a string or None."""
         if self._value is None:
             return None
+        # The engine knows "1" and "0", and not "True".
         if isinstance(self._value, bool):
             return str(int(self._value))
         return str(self._value)
@@ -154,6 +156,7 @@ class _Config:
     def __init__(self, options, groups=None):
         fields = {name: OptionValue(*rule) for name, rule in options.items()}
         fields.update(groups or {})
+        # Past __setattr__ of this class, which reads _fields.
         object.__setattr__(self, "_fields", fields)
 
     def __getattr__(self, name):
@@ -186,6 +189,7 @@ class _Config:
             elif field.value is not None:
                 flat[name] = field.value
                 if name in _DEPRECATED:
+                    # Printed and not warned, as the adapter does.
                     print(
                         f"[warning][tf_adapter] Option '{name}' is "
                         "deprecated and will be removed in future version"

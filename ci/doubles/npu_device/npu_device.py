@@ -60,6 +60,7 @@ def open(device_id=None):  # noqa: A001, the adapter's name
             f"as existed instance on [{state.handle.device_id}]"
         )
     workers_num, worker_id = _workers()
+    # A copy: later assignments come too late for an open device.
     options = global_options().as_dict()
     if package()._strict:
         _engine.check_options(options, device_id)
@@ -78,6 +79,7 @@ def _workers():
         )
     named = environment.get("RANK_SIZE") or environment.get("CM_WORKER_SIZE")
     size = int(named or 1)
+    # A single worker needs none of the variables that follow.
     if size <= 1:
         return size, 0
     by_table = "RANK_TABLE_FILE" in environment

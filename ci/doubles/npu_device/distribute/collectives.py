@@ -8,6 +8,7 @@ import tensorflow as tf
 from npu_device._state import cluster, package, record, state
 
 _REDUCTIONS = ("mean", "max", "min", "prod", "sum")
+# What HCCL has kernels for; a CPU would take any dtype.
 _REDUCED = ("int8", "int32", "float16", "float32")
 _SENT = (*_REDUCED, "int64", "uint64")
 _WORLD = "hccl_world_group"
@@ -85,6 +86,7 @@ def shard_and_rebatch_dataset(dataset, global_bs):
     ranks = handle.workers_num
     if global_bs % ranks:
         raise ValueError(f"Batch size must be divisible by num npus: {ranks}")
+    # A shard of batches holds whole ones, each of the global size.
     if package()._strict and _looks_batched(dataset):
         warnings.warn("dataset is batched before sharding", stacklevel=2)
     return dataset.shard(ranks, handle.worker_id), global_bs // ranks

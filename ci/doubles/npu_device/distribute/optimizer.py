@@ -19,6 +19,7 @@ def npu_distributed_keras_optimizer_wrapper(
     if getattr(optimizer, "_npu_wrapped", False):
         record("double_wrap")
     if package()._emulate_265:
+        # Version 2.6.5 patches these, which only Keras 2 has.
         for name in ("get_gradients", "_compute_gradients"):
             getattr(optimizer, name)
     if hasattr(optimizer, "apply"):
@@ -33,6 +34,7 @@ def _hook_apply(optimizer, reduction):
     original = optimizer.apply
 
     def apply(grads, *args, **kwargs):
+        """Keras 3's step, on reduced gradients."""
         return original(_reduced(list(grads), reduction), *args, **kwargs)
 
     optimizer.apply = apply
@@ -42,6 +44,7 @@ def _hook_apply_gradients(optimizer, reduction):
     original = optimizer.apply_gradients
 
     def apply_gradients(grads_and_vars, *args, **kwargs):
+        """Keras 2's step, on reduced gradients."""
         gradients, variables = zip(*grads_and_vars)
         reduced = _reduced(list(gradients), reduction)
         return original(zip(reduced, variables), *args, **kwargs)

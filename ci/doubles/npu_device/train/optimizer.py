@@ -38,6 +38,7 @@ class _Overflow:
 
     def _observe(self, gradients):
         """Notes whether this step overflows; if forced to, spoils it."""
+        # A tensor, because the step is traced once and forced later.
         factor = tf.where(self._forced_steps > 0, float("nan"), 1.0)
         self._forced_steps.assign(tf.maximum(self._forced_steps - 1, 0))
         spoilt = [
