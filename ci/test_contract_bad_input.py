@@ -132,14 +132,14 @@ def test_mistake_is_one_line(
     attempts: dict[str, tuple[subprocess.CompletedProcess, set[str]]],
     mistake: str,
 ) -> None:
-    """The line names the mistake, and the finished run keeps every byte."""
+    """The line names the mistake, and the run folder keeps every byte."""
     process, changed = attempts[mistake]
     assert MISTAKES[mistake] in contract.error_line(process)
     assert not changed
 
 
 def test_unknown_flag_is_refused(model_folder: Path) -> None:
-    """A misspelt flag ends any script with status 2, ignored by none."""
+    """A misspelt flag ends every script with status 2; none ignores it."""
     for script in ("train", "evaluate", "predict", "export", "sample_data"):
         process = contract.run(
             [sys.executable, model_folder / f"{script}.py", "--batch_sise=2"]

@@ -150,7 +150,7 @@ def test_every_flag_is_explained(
 
 @pytest.mark.parametrize("script", ["train", *TOOL_FLAGS])
 def test_help_fits_one_screen(model_folder: Path, script: str) -> None:
-    """At most 45 lines of 100 columns, with the flags needed first."""
+    """At most 45 lines of 100 columns hold the flags one needs first."""
     process = contract.run(
         [sys.executable, model_folder / f"{script}.py", "--help"]
     )

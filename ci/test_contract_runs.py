@@ -175,7 +175,7 @@ def stopped_run(
     output = tmp_path_factory.mktemp("stopped") / "run"
     process = contract.stop_when(
         contract.train_command(model_folder, output, *LONG, sample_data),
-        # Between the checkpoints at 5 and 10: one of its own is needed.
+        # Past the checkpoint at 5, so that stopping has to save its own.
         lambda: max(contract.losses(output), default=0) >= 6,
         signal.SIGTERM,
     )

@@ -274,7 +274,7 @@ def test_sigterm_reaches_training(scripts: Path) -> None:
     "option", ["--rank_size=0", "--rank_size=many", "data", "--autotune=True"]
 )
 def test_bad_option_is_named(scripts: Path, option: str) -> None:
-    """One line repeats the option, before anything is started."""
+    """One line on stderr repeats the option; the status is 1."""
     process = call(scripts, "train_full_1p.sh", option)
     assert process.returncode == 1
     assert option in process.stderr
@@ -307,7 +307,7 @@ def test_eight_npus(scripts: Path, name: str) -> None:
 
 
 def test_npus_without_a_rank_table(scripts: Path) -> None:
-    """With CM_ variables no RANK_ variable is set: HCCL refuses both."""
+    """Beside CM_ variables no RANK_ variable is set: HCCL refuses that."""
     process = call(
         scripts,
         "train_full_8p.sh",
@@ -383,7 +383,7 @@ def test_trains_for_real(copied_room: Path, name: str) -> None:
     values, result = case_log(folder), contract.result(folder)
     assert values["RankSize"] == str(ranks) == str(result["rank_size"])
     assert float(values["ActualFPS"]) > 0
-    # The log has four digits, and the speed of a slow machine few.
+    # The log has four decimals, which is few for a slow machine.
     assert float(values["ActualFPS"]) == pytest.approx(
         int(values["BatchSize"]) * ranks / result["seconds_per_step"], rel=0.01
     )

@@ -62,7 +62,7 @@ def test_predict_keeps_the_size_of_pictures(
     pictures = tmp_path / "my pictures"
     pictures.mkdir()
     rng = np.random.RandomState(0)
-    # Odd sizes in both directions: swapped or rounded sides show.
+    # Wide and tall, no multiples: swapped or rounded sides show.
     for name, size in (("wide.png", (231, 120)), ("tall.jpg", (97, 260))):
         pixels = rng.randint(0, 255, (size[1], size[0]), np.uint8)
         Image.fromarray(pixels).save(pictures / name)
@@ -114,7 +114,7 @@ def exports(
 
 
 def test_export_tells_differences(exports: Path) -> None:
-    """Each format states its error, and an NPU its next command."""
+    """A line per format ends in its error; the command for NPUs is told."""
     console = (exports / "console.txt").read_text()
     for name in FORMATS:
         (line,) = (

@@ -158,7 +158,7 @@ def test_missing_interpreter_is_one_line(
 
 
 def test_unknown_lane_is_one_line(machine: Machine) -> None:
-    """The lanes there are get named."""
+    """The line names the two lanes that exist."""
     process = machine.env("gpu")
     assert process.returncode == 1
     assert "default and ascend" in process.stderr

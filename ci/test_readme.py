@@ -56,7 +56,7 @@ def checkout(tmp_path: Path) -> Path:
     )
     environments = contract.REPOSITORY / ".venv"
     if environments.exists():
-        # A link: installing anew takes minutes and is tested elsewhere.
+        # A link, because installing anew takes minutes.
         (copy / ".venv").symlink_to(environments)
     return copy
 

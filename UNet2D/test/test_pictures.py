@@ -78,28 +78,34 @@ def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
 
 
 def broken_label_value(root: Path) -> None:
+    """A grey of anti-aliasing, which is neither of the two classes."""
     save(root / "labels" / "9.png", grey(40, 150))
 
 
 def broken_size(root: Path) -> None:
+    """A label one pixel larger than its picture on each side."""
     save(root / "labels" / "9.png", grey(41, 0))
 
 
 def broken_missing_label(root: Path) -> None:
+    """A picture to which there is no label."""
     (root / "labels" / "9.png").unlink()
 
 
 def broken_channels(root: Path) -> None:
+    """A colour picture where the network takes one channel."""
     save(root / "images" / "9.tif", np.zeros((40, 40, 3), np.uint8))
 
 
 def broken_label_colour(root: Path) -> None:
+    """A label painted in red: no palette says which class that is."""
     colour = np.zeros((40, 40, 3), np.uint8)
     colour[..., 0] = 255
     save(root / "labels" / "9.png", colour)
 
 
 def broken_truncated(root: Path) -> None:
+    """A PNG cut off in its pixels; noise, as a flat one is too short."""
     noise = np.random.RandomState(0).randint(0, 256, (99, 99), np.uint8)
     save(root / "images" / "10.png", noise)
     path = root / "images" / "10.png"
@@ -107,24 +113,29 @@ def broken_truncated(root: Path) -> None:
 
 
 def broken_tiff(root: Path) -> None:
+    """A TIFF of which the first 100 bytes are left."""
     path = root / "images" / "9.tif"
     path.write_bytes(path.read_bytes()[:100])
 
 
 def broken_small(root: Path) -> None:
+    """A pair of 8 pixels a side, where the network needs 16."""
     save(root / "images" / "9.tif", grey(8))
     save(root / "labels" / "9.png", grey(8, 0))
 
 
 def broken_text(root: Path) -> None:
+    """A text file under the name of a picture."""
     (root / "images" / "10.png").write_text("hello")
 
 
 def broken_pages(root: Path) -> None:
+    """A TIFF of two pages, of which a folder would train on one only."""
     sample_data.save_volume(str(root / "images" / "9.tif"), [grey(40)] * 2)
 
 
 def broken_bomb(root: Path) -> None:
+    """A small file of 102 million pixels, which would fill the memory."""
     save(root / "images" / "10.png", np.zeros((10100, 10100), np.uint8))
 
 
