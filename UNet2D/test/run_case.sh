@@ -126,8 +126,6 @@ start_ranks() {
     "--output_path=$run_folder")
   local rank
   export PYTHONUNBUFFERED=1 JOB_ID=${JOB_ID:-10087}
-  # TensorFlow 2.6 has oneDNN but leaves it off, which halves a CPU's speed.
-  export TF_ENABLE_ONEDNN_OPTS=${TF_ENABLE_ONEDNN_OPTS:-1}
   export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-1}
   if ((rank_size == 1)); then
     start env RANK_SIZE=1 RANK_ID=0 CASE_RANK=0 ASCEND_DEVICE_ID="$device" \
