@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Callable
 
 import pytest
 
@@ -22,3 +23,19 @@ def goldens(request: pytest.FixtureRequest) -> Path:
     """The folder of golden files that belongs to the test's module."""
     folder = request.config.getoption("--goldens")
     return Path(folder) if folder else request.path.parent / "goldens"
+
+
+@pytest.fixture(scope="module")
+def found(request: pytest.FixtureRequest) -> Callable[[list], list]:
+    """Passes golden files on; no test may pass because there are none.
+
+    A folder given by hand may hold one kind only; a model's own holds all.
+    """
+
+    def check(files: list) -> list:
+        if not files and request.config.getoption("--goldens"):
+            pytest.skip("no golden files of this kind in --goldens")
+        assert files, "golden files of this kind are missing"
+        return files
+
+    return check

@@ -6,6 +6,7 @@ sample's position in the stream. So a run resumes where it stopped without
 replaying anything, and rank r of n takes every n-th sample of one stream.
 """
 
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -47,6 +48,16 @@ def geometry_of(values: dict[str, object]) -> Geometry:
         resize_rule=values["resize_rule"],
         ignore_label=values["ignore_label"],
     )
+
+
+def fold_runs(fold: str, path: str) -> list[tuple[str, str]]:
+    """The folds that --fold means, each with its run folder."""
+    folds = [str(number) for number in range(FOLDS)]
+    if fold == "all":
+        return [(each, os.path.join(path, f"fold{each}")) for each in folds]
+    if fold not in [*folds, "none"]:
+        raise UserError(f"--fold={fold}: one of {', '.join(folds)}, all, none")
+    return [(fold, path)]
 
 
 def split_fold(

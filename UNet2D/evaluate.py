@@ -57,6 +57,7 @@ def make_evaluation_step(network: tf.keras.Model) -> Callable:
 
 def evaluate(
     step: Callable,
+    classes: int,
     batches: tf.data.Dataset,
     runtime: npu_config.Runtime,
 ) -> tuple[dict[str, object], list[list[np.ndarray]]]:
@@ -64,6 +65,7 @@ def evaluate(
 
     Args:
       step: of make_evaluation_step.
+      classes: number of classes.
       batches: this rank's share of the pictures.
       runtime: adds the shares up.
 
@@ -71,13 +73,15 @@ def evaluate(
       The table of metrics.figures, and rows for a contact sheet: input,
       label, prediction and difference of this rank's first pictures.
     """
-    sums, rows = {}, []
+    # With fewer pictures than ranks some have no batch, but all of them must
+    # take part in the sum or the others would wait for them for ever.
+    sums, rows = metrics.no_totals(classes), []
     for batch in batches:
-        totals, classes = step(batch)
+        totals, predicted = step(batch)
         for name, value in totals.items():
-            sums[name] = sums.get(name, 0.0) + value.numpy().astype(np.float64)
+            sums[name] = sums[name] + value.numpy()
         if len(rows) < SHEET_ROWS:
-            rows.append(_sheet_row(batch, classes, len(totals["soft_dice"])))
+            rows.append(_sheet_row(batch, predicted, classes))
     # Means of sums keep every ratio, so each rank gets the whole table.
     names = sorted(sums)
     reduced = runtime.all_reduce(
@@ -153,7 +157,7 @@ def evaluate_run(
     )
     if fold != "none":
         _, held_out = dataset.split_fold(
-            len(pairs), int(fold), values["fold_split"], values["seed"]
+            len(pairs), fold, values["fold_split"], values["seed"]
         )
         pairs = [pairs[index] for index in held_out]
     pairs = pairs[: limit or None]
@@ -161,30 +165,31 @@ def evaluate_run(
     batches = dataset.evaluation_batches(
         prepared, geometry, runtime.rank, runtime.size
     )
-    return evaluate(make_evaluation_step(network), batches, runtime)
+    step = make_evaluation_step(network)
+    return evaluate(step, geometry.num_classes, batches, runtime)
 
 
 def mean_tables(tables: list[dict[str, object]]) -> dict[str, object]:
-    """The plain mean over folds; absent classes are left out."""
-    return {
-        name: np.nanmean(
-            np.array([table[name] for table in tables], np.float64), axis=0
-        ).tolist()
-        for name in tables[0]
-    }
+    """The plain mean over folds; a class counts in the folds that have it."""
+    if len(tables) == 1:
+        return tables[0]
+    means = {}
+    for name in tables[0]:
+        values = np.array([table[name] for table in tables], np.float64)
+        present = np.isfinite(values)
+        sums = np.where(present, values, 0.0).sum(0)
+        mean = np.where(present.any(0), sums / present.sum(0).clip(1), None)
+        means[name] = mean.tolist()
+    return means
 
 
 def main() -> None:
     """Evaluates one run, or the five of a cross-validation."""
     runtime = npu_config.setup()
     print(runtime.describe())
-    folds = [FLAGS.fold or run_folder.read_flags(FLAGS.run)["fold"]]
-    runs = [FLAGS.run]
-    if folds == ["all"]:
-        folds = [str(fold) for fold in range(dataset.FOLDS)]
-        runs = [os.path.join(FLAGS.run, f"fold{fold}") for fold in folds]
+    wanted = FLAGS.fold or run_folder.read_flags(FLAGS.run)["fold"]
     tables, rows = [], []
-    for fold, run in zip(folds, runs):
+    for fold, run in dataset.fold_runs(wanted, FLAGS.run):
         table, sheet = evaluate_run(
             run, FLAGS.data_path, fold, FLAGS.limit_eval, runtime
         )

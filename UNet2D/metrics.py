@@ -50,6 +50,16 @@ def picture_totals(
     }
 
 
+def no_totals(classes: int) -> dict[str, np.ndarray]:
+    """What picture_totals adds to: the totals of no picture at all."""
+    return {
+        "pictures": np.zeros([]),
+        "cross_entropy": np.zeros([]),
+        "soft_dice": np.zeros([classes]),
+        "confusion": np.zeros([classes, classes]),
+    }
+
+
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """part / whole, NaN where a class neither occurs nor is predicted."""
     return np.where(whole > 0, part / np.maximum(whole, 1e-30), np.nan)

@@ -17,6 +17,7 @@ from common.npu_config import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 MAX_PIXELS = 100_000_000  # a larger picture is taken for a bomb
+CHECKED_LABELS = 32  # files whose values are counted unless all are asked for
 MIN_SIDE = 16  # pixels; the network's smallest step
 LAYOUTS = (("images", "labels"), ("train/image", "train/label"))
 LAYOUT_HELP = (
@@ -228,9 +229,16 @@ def read_single(path: str) -> np.ndarray:
 
 
 def read_pairs(
-    data_path: str, channels: int, num_classes: int, ignore_label: int
+    data_path: str,
+    channels: int,
+    num_classes: int,
+    ignore_label: int,
+    check_all: bool = False,
 ) -> Sequence[Picture]:
-    """Reads all labelled pictures of a data set, in natural order."""
+    """Reads and checks all labelled pictures of a data set, in natural order.
+
+    The values of a sample of the labels are counted, or of all of them.
+    """
     checks = (channels, num_classes, ignore_label)
     if not os.path.isdir(data_path):
         raise UserError(f"--data_path={data_path}: no such folder")
@@ -246,4 +254,9 @@ def read_pairs(
         raise UserError(
             f"--data_path={data_path}: no pictures found; {LAYOUT_HELP}"
         )
+    step = 1 if check_all else -(-len(pairs) // CHECKED_LABELS)
+    counts = count_classes(pairs[::step], num_classes, ignore_label)
+    # A label may be ignored altogether.
+    shares = ", ".join(f"{part:.1%}" for part in counts / max(counts.sum(), 1))
+    print(f"{len(pairs)} pictures; classes 0.. take {shares} of the pixels")
     return pairs

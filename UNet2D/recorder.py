@@ -64,7 +64,7 @@ class Recorder:
     def evaluate(self, step: int, batches: tf.data.Dataset) -> None:
         """Evaluates on all ranks; keeps the best weights apart."""
         table, rows = evaluate.evaluate(
-            self.evaluation_step, batches, self.runtime
+            self.evaluation_step, FLAGS.num_classes, batches, self.runtime
         )
         metric = table[evaluate.METRIC]
         # Only one rank writes, but all have computed the table together.

@@ -37,7 +37,6 @@ from UNet2D.recorder import Recorder
 FLAGS = flags.FLAGS
 MODEL = "UNet2D"
 VERSION = "1.0.0"
-CHECKED_LABELS = 32  # files whose values are counted without --check_data=all
 # Flags that fix the network and the data it sees within one run.
 SHAPE_FLAGS = (
     "image_size",
@@ -151,11 +150,6 @@ def define_flags() -> None:
 def check_flags() -> None:
     """Refuses combinations that could only fail later."""
     check_input_side(FLAGS.image_size, "--image_size")
-    folds = [str(fold) for fold in range(dataset.FOLDS)]
-    if FLAGS.fold not in [*folds, "all", "none"]:
-        raise UserError(
-            f"--fold={FLAGS.fold}: one of {', '.join(folds)}, all, none"
-        )
     # The seed finds this out after the whole training.
     if FLAGS.fold == "none" and "evaluate" in FLAGS.exec_mode:
         raise UserError(
@@ -180,19 +174,13 @@ def read_data(
         runtime.all_reduce([tf.zeros([])])  # the others wait for the files
     # flags.json keeps the path, and evaluate.py may run from elsewhere.
     FLAGS.data_path = os.path.abspath(FLAGS.data_path)
-    pairs = pictures.read_pairs(
+    return pictures.read_pairs(
         FLAGS.data_path,
         FLAGS.in_channels,
         FLAGS.num_classes,
         FLAGS.ignore_label,
+        FLAGS.check_data == "all",
     )
-    step = 1 if FLAGS.check_data == "all" else -(-len(pairs) // CHECKED_LABELS)
-    counts = pictures.count_classes(
-        pairs[::step], FLAGS.num_classes, FLAGS.ignore_label
-    )
-    shares = ", ".join(f"{share:.1%}" for share in counts / counts.sum())
-    print(f"{len(pairs)} pictures; classes 0.. take {shares} of the pixels")
-    return pairs
 
 
 def split_data(
@@ -404,15 +392,10 @@ def main() -> None:
     )
     print(f"flags: {' '.join(run_folder.changed_flags())}")
     check_flags()
-    folds = [FLAGS.fold]
-    if FLAGS.fold == "all":
-        folds = [str(fold) for fold in range(dataset.FOLDS)]
+    runs = dataset.fold_runs(FLAGS.fold, os.path.abspath(FLAGS.output_path))
     results = []
-    for fold in folds:
+    for fold, path in runs:
         FLAGS.fold = fold  # what flags.json of its folder shall say
-        path = os.path.abspath(FLAGS.output_path)
-        if len(folds) > 1:
-            path = os.path.join(path, f"fold{fold}")
         if "train" in FLAGS.exec_mode:
             results.append(train(runtime, fold, path))
         use_run(runtime, fold, path)

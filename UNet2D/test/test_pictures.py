@@ -12,12 +12,6 @@ from UNet2D import pictures, sample_data
 CHECKS = (1, 2, -1)  # channels, classes, ignore_label
 
 
-def read(root: Path) -> None:
-    """Reads and checks as training does before its first step."""
-    pairs = pictures.read_pairs(str(root), *CHECKS)
-    pictures.count_classes(pairs, *CHECKS[1:])
-
-
 def save(path: Path, array: np.ndarray) -> None:
     """Writes a picture file, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +153,7 @@ def test_bad_data_is_one_line(tmp_path: Path, damage, message: str) -> None:
     """The file, what is wrong with it, and what to do."""
     damage(folder_set(tmp_path))
     with pytest.raises(UserError, match=message) as error:
-        read(tmp_path)
+        pictures.read_pairs(str(tmp_path), *CHECKS)
     assert "\n" not in str(error.value)
 
 

@@ -1,0 +1,69 @@
+"""Evaluation over ranks and over folds."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from common.npu_config import UserError
+from UNet2D import dataset, evaluate
+from UNet2D.model import create_model
+
+SIDE, CLASSES = 188, 2
+
+
+class Recording:
+    """A runtime that keeps what it is asked to reduce."""
+
+    def all_reduce(self, tensors: list) -> list:
+        """Adds what another rank might have seen."""
+        self.reduced = [tuple(tensor.shape) for tensor in tensors]
+        return [tensor + 1.0 for tensor in tensors]
+
+
+def batches(count: int) -> tf.data.Dataset:
+    """`count` pictures, one a batch."""
+    output = SIDE - 184
+    data = tf.data.Dataset.range(count).map(
+        lambda index: {
+            "image": tf.fill([SIDE, SIDE, 1], tf.cast(index, tf.float32)),
+            "label": tf.ones([output, output], tf.int32),
+            "valid": tf.ones([output, output]),
+        }
+    )
+    return data.batch(1, drop_remainder=True)
+
+
+def test_a_rank_without_pictures_takes_part_in_the_sum() -> None:
+    """Eight ranks and six pictures: two have none, and nobody waits."""
+    step = evaluate.make_evaluation_step(create_model(CLASSES, 1, 4)[0])
+    shapes = []
+    for count in (2, 0):
+        runtime = Recording()
+        table, rows = evaluate.evaluate(step, CLASSES, batches(count), runtime)
+        assert len(rows) == count
+        shapes.append(runtime.reduced)
+    assert shapes[0] == shapes[1] and len(shapes[0]) == 4
+
+
+def test_mean_over_folds_leaves_absent_classes_out() -> None:
+    """A class counts in the folds that have it, and may be in none."""
+    tables = [
+        {"mean_iou": 0.5, "iou_per_class": [0.4, None, None]},
+        {"mean_iou": 0.7, "iou_per_class": [0.6, 0.2, None]},
+    ]
+    mean = evaluate.mean_tables(tables)
+    assert mean["mean_iou"] == pytest.approx(0.6)
+    np.testing.assert_allclose(mean["iou_per_class"][:2], [0.5, 0.2])
+    assert mean["iou_per_class"][2] is None
+    assert evaluate.mean_tables(tables[:1]) == tables[0]
+
+
+def test_folds_and_their_folders() -> None:
+    """`all` is five runs; anything else but a fold is refused."""
+    assert dataset.fold_runs("3", "run") == [("3", "run")]
+    assert [fold for fold, _ in dataset.fold_runs("all", "run")] == list(
+        "01234"
+    )
+    for wrong in ("7", "one"):
+        with pytest.raises(UserError, match=f"--fold={wrong}: one of 0, 1"):
+            dataset.fold_runs(wrong, "run")
