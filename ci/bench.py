@@ -74,13 +74,17 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def operations(graph: Any) -> float:
-    """Floating-point operations of all convolutions in a graph.
+    """Floating-point operations of all convolutions and matrix products.
 
     Two per multiply-add. All three kinds of a convolution's operations do the
     same work: each pixel of the smaller map meets each kernel weight once.
     """
     total = 0.0
     for node in graph.get_operations():
+        if node.type == "MatMul":
+            # Output numbers times the length of the sums behind them.
+            inner = node.inputs[0].shape[not node.get_attr("transpose_a")]
+            total += 2.0 * np.prod(node.outputs[0].shape) * inner
         if node.type not in CONVOLUTIONS:
             continue
         if node.type.endswith("BackpropFilter"):
@@ -143,7 +147,10 @@ def measure(model: str, folder: str) -> dict[str, Any]:
     train_step = train.make_train_step(runtime, trainer, optimizer)
     batch = next(iter(train.training_stream(runtime, pairs, 0)))
     first = timed(lambda: float(train_step(batch)["total_loss"]))
-    forward = tf.function(lambda: network(batch["image"], training=False))
+    # What the network takes, by name, where that is more than the image.
+    names = getattr(train, "INPUTS", "image")
+    inputs = tf.nest.map_structure(batch.get, names)
+    forward = tf.function(lambda: network(inputs, training=False))
     rate = convolution_rate(runtime.policy)
     steps, forwards, rates = [], [], []
     for _ in range(FLAGS.rounds + WARMUP_STEPS):
