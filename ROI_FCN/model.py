@@ -49,6 +49,36 @@ class Drop(tf.keras.layers.Layer):
         return input_shape[0]
 
 
+class MatrixConvolution(tf.keras.layers.Conv2D):
+    """A SAME convolution as one product of matrices.
+
+    conv6 has 25088 x 4096 weights and sees a hundred pixels: on a CPU
+    oneDNN's convolution spends its time rearranging the weights.
+    """
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """[N, h, w, c] to [N, h, w, filters]."""
+        shape, side = tf.shape(inputs), self.kernel_size[0]
+        height, width = shape[1], shape[2]
+        border = [side // 2, (side - 1) // 2]
+        padded = tf.pad(inputs, [[0, 0], border, border, [0, 0]])
+        # Shifted copies of the map, in the order of the kernel's weights.
+        views = [
+            padded[:, row : row + height, column : column + width]
+            for row in range(side)
+            for column in range(side)
+        ]
+        taps = side**2 * inputs.shape[-1]
+        features = tf.matmul(
+            tf.reshape(tf.concat(views, -1), [-1, taps]),
+            tf.reshape(tf.convert_to_tensor(self.kernel), [taps, -1]),
+        )
+        features = tf.nn.bias_add(features, tf.convert_to_tensor(self.bias))
+        return tf.reshape(
+            self.activation(features), [-1, height, width, self.filters]
+        )
+
+
 class UpsampleTo(tf.keras.layers.Layer):
     """Transposed convolution to exactly the size of another map.
 
@@ -76,6 +106,7 @@ class UpsampleTo(tf.keras.layers.Layer):
     def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
         """[features [N, h, w, c], like [N, H, W, any]] to [N, H, W, f]."""
         features, like = inputs
+        # At run time, for pictures of any size.
         shape = tf.shape(like)
         upsampled = tf.nn.conv2d_transpose(
             features,
@@ -92,7 +123,12 @@ class UpsampleTo(tf.keras.layers.Layer):
 
 
 def _convolution(
-    name: str, filters: int, side: int, activation: Optional[str], start: str
+    name: str,
+    filters: int,
+    side: int,
+    activation: Optional[str],
+    start: str,
+    kind: type = tf.keras.layers.Conv2D,
 ) -> tf.keras.layers.Conv2D:
     """A SAME convolution; `start` names the initialiser of its kernel."""
     initializers = {
@@ -103,7 +139,7 @@ def _convolution(
         ),
         "reference": tf.keras.initializers.TruncatedNormal(stddev=0.02),
     }
-    return tf.keras.layers.Conv2D(
+    return kind(
         filters,
         side,
         padding="same",
@@ -165,6 +201,7 @@ def create_model(
     valve_init: str = "reference",
     dropout: float = 0.5,
     input_size: tuple[Optional[int], Optional[int]] = (None, None),
+    for_cpu: bool = False,
 ) -> tuple[tf.keras.Model, tf.keras.Model]:
     """Builds the network and its twin for training, over the same weights.
 
@@ -175,6 +212,8 @@ def create_model(
       valve_init: see _valve.
       dropout: share of conv6's and conv7's outputs that the twin drops.
       input_size: height and width, or None for any size.
+      for_cpu: compute conv6 in the way that suits a CPU; see
+        MatrixConvolution. Weights and results are the same.
 
     Returns:
       `network`: [image [N, H, W, 3] in 0..255, ROI [N, H, W, 1] of 0 and 1]
@@ -187,7 +226,8 @@ def create_model(
     images = tf.keras.Input((*input_size, 3), name="input_image")
     roi = tf.keras.Input((*input_size, 1), name="ROIMap")
     pool3, pool4, pool5 = _encode(images, roi, base_filters, valve_init)
-    conv6 = _convolution("conv6", fc_channels, 7, "relu", "reference")
+    kind = MatrixConvolution if for_cpu else tf.keras.layers.Conv2D
+    conv6 = _convolution("conv6", fc_channels, 7, "relu", "reference", kind)
     conv7 = _convolution("conv7", fc_channels, 1, "relu", "reference")
     conv8 = _convolution("conv8", num_classes, 1, None, "reference")
     up1 = UpsampleTo(pool4.shape[-1], 2, name="conv_t1")
@@ -196,6 +236,7 @@ def create_model(
     up3 = UpsampleTo(num_classes, 8, dtype="float32", name="conv_t3")
     add = tf.keras.layers.Add
 
+    # Twice over the same layers, which is what makes the twin a twin.
     def decode(masks):
         features = conv6(pool5)
         if masks is not None:
@@ -203,6 +244,7 @@ def create_model(
         features = conv7(features)
         if masks is not None:
             features = Drop(1, dropout)([features, masks])
+        # Raw poolings are added, without score layers or activations.
         fused = add()([up1([conv8(features), pool4]), pool4])
         fused = add()([up2([fused, pool3]), pool3])
         return up3([fused, images])

@@ -171,9 +171,8 @@ def load_vgg16(
             if tuple(variable.shape) != array.shape:
                 raise UserError(
                     f"--vgg16={path}: {name} is {array.shape}, the network "
-                    f"has {tuple(variable.shape)}; use --base_filters=64"
-                    + " and --fc_channels=4096"
-                    * fully_connected
+                    f"has {tuple(variable.shape)}; use --base_filters=64 and "
+                    "--fc_channels=4096, or --vgg16=none"
                 )
             variable.assign(array)
 
