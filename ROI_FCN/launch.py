@@ -140,7 +140,9 @@ def _help() -> str:
         # absl writes an enum's values as <a|b>: before its help.
         meaning = flag.help.replace("<", "").replace(">:", ":")
         meaning = meaning.replace("|", ", ")
-        meaning = textwrap.shorten(meaning, 98 - max(len(text), 35))
+        # A default of many words leaves no room, and shorten() wants some.
+        room = max(98 - max(len(text), 35), len("[...]"))
+        meaning = textwrap.shorten(meaning, room)
         lines.append(f"{text:<35} {meaning}")
     lines.append("--helpfull says all of it, with the rarer flags.")
     return "\n".join(lines)

@@ -26,7 +26,9 @@ def resize_bilinear(
     takes centres, as TF2 does.
     """
     if rule == "legacy":
-        resized = tf.compat.v1.image.resize_bilinear(maps[tf.newaxis], size)[0]
+        # The raw operation: tf.compat.v1's wrapper warns that it is old.
+        resized = tf.raw_ops.ResizeBilinear(images=maps[tf.newaxis], size=size)
+        resized = resized[0]
     else:
         resized = tf.image.resize(maps, size)
     return resized
