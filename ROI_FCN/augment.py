@@ -35,6 +35,11 @@ class Recipe(NamedTuple):
     colour: float
     noise: float
 
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """Height and width of the canvas, pixels."""
+        return self.height, self.width
+
 
 class Sample(NamedTuple):
     """image [h, w, 3] in 0..255; label, roi and valid [h, w, 1] uint8."""
@@ -50,17 +55,16 @@ def between(draw: tf.Tensor, low: float, high: float) -> tf.Tensor:
     return low + (high - low) * draw
 
 
-def fit_scale(
-    size: tf.Tensor, canvas: tuple[int, int], kind: str
-) -> tf.Tensor:
+def fit_scale(size: tf.Tensor, recipe: Recipe) -> tf.Tensor:
     """Factors [2] for height and width that bring a picture to its scale.
 
     `port` fills the canvas, whatever the aspect, as the Ascend port did. The
     others leave a picture as it is unless it exceeds the canvas. Evaluation
     and prediction use the same rule, so that they see what training saw.
     """
-    factors = tf.constant(canvas, tf.float32) / tf.cast(size, tf.float32)
-    if kind == "port":
+    factors = tf.constant(recipe.canvas, tf.float32)
+    factors /= tf.cast(size, tf.float32)
+    if recipe.kind == "port":
         return factors
     return tf.ones([2]) * tf.minimum(1.0, tf.reduce_min(factors))
 
@@ -69,6 +73,11 @@ def scaled_size(size: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
     """Height and width after scaling, int32 [2], at least 1."""
     scaled = tf.round(tf.cast(size, tf.float32) * factors)
     return tf.maximum(tf.cast(scaled, tf.int32), 1)
+
+
+def seen_size(size: tf.Tensor, recipe: Recipe) -> tf.Tensor:
+    """Height and width at which the network sees a picture, unaugmented."""
+    return scaled_size(size, fit_scale(size, recipe))
 
 
 def resize_image(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
@@ -147,7 +156,7 @@ def change_colours(
 
 def place(sample: Sample, recipe: Recipe, draws: tf.Tensor) -> Sample:
     """Puts a sample somewhere on the canvas; static shapes from here on."""
-    canvas = (recipe.height, recipe.width)
+    canvas = recipe.canvas
     size = tf.shape(sample.label)[:2]
     room = tf.cast(tf.constant(canvas) - size + 1, tf.float32)
     top, left = tf.unstack(tf.cast(draws * room, tf.int32))
@@ -184,9 +193,8 @@ def augment(
     # At once: each call of a stateless generator costs more than its numbers.
     draws = tf.random.stateless_uniform([DRAWS], seed)
     size = tf.shape(image)[:2]
-    canvas = (recipe.height, recipe.width)
     # Both scales as one: resizing twice would blur twice.
-    factors = fit_scale(size, canvas, recipe.kind)
+    factors = fit_scale(size, recipe)
     factors *= random_factors(draws[:4], recipe.min_scale, recipe.kind)
     size = scaled_size(size, factors)
     label, roi = tf.unstack(masks)

@@ -163,15 +163,12 @@ def evaluation_batches(
     def load(index):
         image, masks = files.read(index)
         label, roi = tf.unstack(masks)
-        target = tf.shape(image)[:2]
         # The seed's way, for comparison: it judges at one size for all.
         if eval_size:
-            target = tf.constant(eval_size)
-            label = augment.resize_ids(label, target)
-        canvas = (recipe.height, recipe.width)
-        factors = augment.fit_scale(target, canvas, recipe.kind)
-        seen = augment.scaled_size(target, factors)
-        seen = target if eval_size else seen
+            seen = tf.constant(eval_size)
+            label = augment.resize_ids(label, seen)
+        else:
+            seen = augment.seen_size(tf.shape(image)[:2], recipe)
         return augment.finish_sample(
             augment.Sample(
                 augment.resize_image(image, seen),

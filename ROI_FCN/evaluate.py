@@ -6,6 +6,7 @@ At the pictures' own sizes, unless --eval_size resizes pictures and labels.
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Callable
 
 import numpy as np
@@ -166,6 +167,22 @@ def restore(run: str) -> tuple[dict[str, object], tf.keras.Model]:
     return values, network
 
 
+def evaluation_stream(
+    values: dict[str, object],
+    pairs: Sequence[pictures.Picture],
+    runtime: npu_config.Runtime,
+) -> tf.data.Dataset:
+    """This rank's share of held-out pictures, as a run's flags ask."""
+    size = values["eval_size"]
+    return dataset.evaluation_batches(
+        pairs[: values["limit_eval"] or None],
+        dataset.recipe_of(values),
+        size and dataset.parse_size(size, "eval_size"),
+        runtime.rank,
+        runtime.size,
+    )
+
+
 def evaluate_run(
     values: dict[str, object],
     network: tf.keras.Model,
@@ -173,14 +190,7 @@ def evaluate_run(
 ) -> tuple[dict[str, object], list[list[np.ndarray]]]:
     """Evaluates a network on what a run's flags name; see `evaluate`."""
     pairs = pictures.Reader.of(values).read(values["test_images"])
-    size = values["eval_size"]
-    batches = dataset.evaluation_batches(
-        pairs[: values["limit_eval"] or None],
-        dataset.recipe_of(values),
-        size and dataset.parse_size(size, "eval_size"),
-        runtime.rank,
-        runtime.size,
-    )
+    batches = evaluation_stream(values, pairs, runtime)
     step = make_evaluation_step(network)
     return evaluate(step, values["num_classes"], batches, runtime)
 

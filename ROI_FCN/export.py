@@ -71,13 +71,21 @@ class Live:
         regions = rng.randint(0, 2, (*self.shape[:3], 1)).astype(np.int32)
         self.inputs = {IMAGE: images, ROI: regions}
         self.serve = tf.function(self.segment)
-        self.expected = self.serve(tf.constant(images), tf.constant(regions))[
-            LOGITS
-        ].numpy()
+        self.expected = self.logits()
         self.frozen = convert_variables_to_constants_v2(
             self.serve.get_concrete_function(*self.specs(batch_size))
         )
         self.graph_def = self.frozen.graph.as_graph_def()
+
+    def logits(self) -> np.ndarray:
+        """What the live network answers to `inputs`."""
+        return self.serve(*map(tf.constant, self.inputs.values()))[
+            LOGITS
+        ].numpy()
+
+    def feeds(self) -> dict[str, np.ndarray]:
+        """`inputs` by the names of a graph's tensors."""
+        return {f"{name}:0": array for name, array in self.inputs.items()}
 
     def specs(self, batch_size: Optional[int]) -> list[tf.TensorSpec]:
         """Signature of `segment` for a fixed or any batch size."""
@@ -122,10 +130,9 @@ def export_pb(live: Live, output: str) -> np.ndarray:
         graph_def = tf.compat.v1.GraphDef.FromString(file.read())
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(graph_def, name="")
-        feeds = {f"{name}:0": each for name, each in live.inputs.items()}
         with tf.compat.v1.Session(graph=graph) as session:
             logits, classes = session.run(
-                [f"{LOGITS}:0", f"{CLASSES}:0"], feeds
+                [f"{LOGITS}:0", f"{CLASSES}:0"], live.feeds()
             )
     if (classes != logits.argmax(-1)).any():
         raise UserError("pb: Pred is not the argmax of Prob; do not use it")
@@ -163,14 +170,13 @@ def export_onnx(live: Live, output: str) -> np.ndarray:
     path = os.path.join(output, "roi_fcn.onnx")
     tf2onnx.convert.from_graph_def(
         live.graph_def,
-        input_names=[f"{name}:0" for name in live.inputs],
+        input_names=list(live.feeds()),
         output_names=[f"{LOGITS}:0", f"{CLASSES}:0"],
         opset=15,
         output_path=path,
     )
     session = onnxruntime.InferenceSession(path)
-    feeds = {f"{name}:0": each for name, each in live.inputs.items()}
-    return session.run([f"{LOGITS}:0"], feeds)[0]
+    return session.run([f"{LOGITS}:0"], live.feeds())[0]
 
 
 def export_tf1(live: Live, output: str) -> np.ndarray:
@@ -179,8 +185,7 @@ def export_tf1(live: Live, output: str) -> np.ndarray:
     os.makedirs(os.path.dirname(prefix), exist_ok=True)
     weights.save_tf1(live.network, prefix, run_folder.last_step(FLAGS.run))
     weights.load(live.network, prefix)
-    inputs = [tf.constant(each) for each in live.inputs.values()]
-    return live.serve(*inputs)[LOGITS].numpy()
+    return live.logits()
 
 
 EXPORTERS: dict[str, Callable[[Live, str], np.ndarray]] = {

@@ -88,13 +88,6 @@ class Picture(NamedTuple):
     size: tuple[int, int]
 
 
-class Masks(NamedTuple):
-    """What goes with a picture, read but not yet packed."""
-
-    label: np.ndarray
-    roi: np.ndarray
-
-
 def class_names(labels: str, count: int) -> tuple[str, ...]:
     """Names of `count` classes; those that the label set lacks are numbers."""
     names = LABEL_SETS[labels].class_names[:count]
@@ -166,8 +159,8 @@ def read_picture(path: str) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def read_ids(path: str) -> np.ndarray:
-    """A label file as ids [h, w] uint8: grey values or palette indices."""
+def read_ids(path: str, size: tuple[int, int]) -> np.ndarray:
+    """Ids [h, w] uint8 of a picture of `size`: grey or palette indices."""
     ids = np.asarray(_open(path))
     if ids.ndim == 3 and ids.shape[-1] in (2, 4):
         ids = ids[..., :-1]  # the last channel says how opaque a pixel is
@@ -184,7 +177,24 @@ def read_ids(path: str) -> np.ndarray:
             f"{path}: label values up to {ids.max()}; class ids are below "
             "255: save them as 8-bit greyscale or palette PNG"
         )
+    if ids.shape != tuple(size):
+        raise UserError(
+            f"{path}: {ids.shape[1]}x{ids.shape[0]} pixels, its picture has "
+            f"{size[1]}x{size[0]}; they must be equal"
+        )
     return ids.astype(np.uint8)
+
+
+def read_roi(path: str, size: tuple[int, int]) -> np.ndarray:
+    """A region map of a picture of `size` as 0 and 1, [h, w] uint8."""
+    # People draw a region with 1 or with 255: both mean inside.
+    return (read_ids(path, size) > 0).astype(np.uint8)
+
+
+def mask_path(name: str, folder: str) -> str:
+    """The PNG in `folder` that has the stem of picture `name`."""
+    stem = os.path.splitext(os.path.basename(name))[0]
+    return os.path.join(folder, stem + ".png")
 
 
 def check_values(
@@ -220,7 +230,7 @@ class Reader:
         """`no_roi`: the whole picture is the region; no maps are needed."""
         if not os.path.isdir(data_path):
             raise UserError(f"--data_path={data_path}: no such folder")
-        self.data_path, self.labels = data_path, labels
+        self.data_path = data_path
         self.num_classes, self.ignore_label = num_classes, ignore_label
         self.folders = [LABEL_SETS[labels].folder]
         if not no_roi:
@@ -250,40 +260,38 @@ class Reader:
 
     def _read_one(self, name: str, decode: bool) -> Picture:
         """Reads the masks of a picture, and checks that they fit it."""
-        image = _open(name, decode)
+        image = _open(name, decode=False)
         width, height = image.size
-        masks = self.read_masks(name, (height, width))
         content = b""
-        if not decode and image.format == GRAPH_FORMAT:
-            _check_end(name)
+        # What is packed has to be decoded anyway, and only once.
         if image.format != GRAPH_FORMAT or image.mode not in GRAPH_MODES:
             content = pack(read_picture(name))
-        packed = pack(np.stack([masks.label, masks.roi]))
+        elif decode:
+            _open(name)
+        else:
+            _check_end(name)
+        packed = pack(self.read_masks(name, (height, width)))
         return Picture(name, content, packed, (height, width))
 
-    def read_masks(self, name: str, size: tuple[int, int]) -> Masks:
-        """Label and ROI map of a picture of `size`, or a UserError."""
-        stem = os.path.splitext(os.path.basename(name))[0]
-        arrays = []
+    def read_masks(self, name: str, size: tuple[int, int]) -> np.ndarray:
+        """Label and ROI map [2, h, w] of a picture of `size`."""
+        masks = []
         for folder in self.folders:
-            path = os.path.join(self.data_path, folder, stem + ".png")
+            path = mask_path(name, os.path.join(self.data_path, folder))
             if not os.path.exists(path):
                 raise UserError(
                     f"{name}: no {path}; add it, move the picture away"
                     + self._remedy(folder)
                 )
-            ids = read_ids(path)
-            if ids.shape != tuple(size):
-                raise UserError(
-                    f"{path}: {ids.shape[1]}x{ids.shape[0]} pixels, its "
-                    f"picture has {size[1]}x{size[0]}; they must be equal"
-                )
-            arrays.append(ids)
+            read = read_roi if folder == ROI_FOLDER else read_ids
+            masks.append(read(path, size))
             if folder != ROI_FOLDER:
-                check_values(path, ids, self.num_classes, self.ignore_label)
-        # People draw a region with 1 or with 255: both mean inside.
-        roi = arrays[1] > 0 if len(arrays) > 1 else np.ones(size, bool)
-        return Masks(arrays[0], roi.astype(np.uint8))
+                check_values(
+                    path, masks[-1], self.num_classes, self.ignore_label
+                )
+        if len(masks) == 1:
+            masks.append(np.ones(size, np.uint8))
+        return np.stack(masks)
 
     @staticmethod
     def _remedy(folder: str) -> str:
@@ -320,24 +328,10 @@ def find_roi(name: str, where: Optional[str]) -> Optional[str]:
     """The ROI map of a picture: a file, or a folder's file of its stem."""
     if where is None:
         return None
-    path = where
-    if os.path.isdir(where):
-        stem = os.path.splitext(os.path.basename(name))[0]
-        path = os.path.join(where, stem + ".png")
+    path = mask_path(name, where) if os.path.isdir(where) else where
     if not os.path.exists(path):
         raise UserError(
             f"{name}: no region {path}; add it, or leave --roi out to take "
             "whole pictures"
         )
     return path
-
-
-def read_roi(path: str, size: tuple[int, int]) -> np.ndarray:
-    """A region map as 0 and 1, [h, w] uint8, of the size of its picture."""
-    roi = read_ids(path)
-    if roi.shape != tuple(size):
-        raise UserError(
-            f"{path}: {roi.shape[1]}x{roi.shape[0]} pixels, its picture has "
-            f"{size[1]}x{size[0]}; they must be equal"
-        )
-    return (roi > 0).astype(np.uint8)

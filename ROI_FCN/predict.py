@@ -48,13 +48,10 @@ def make_inference(
     It returns logits [h, w, C]. The network sees the picture at the scale of
     training.
     """
-    canvas = (recipe.height, recipe.width)
 
     def infer(picture, region):
         size = tf.shape(picture)[:2]
-        seen = augment.scaled_size(
-            size, augment.fit_scale(size, canvas, recipe.kind)
-        )
+        seen = augment.seen_size(size, recipe)
         region = augment.resize_ids(region[..., tf.newaxis], seen)
         return evaluate.predict_logits(
             network,

@@ -213,15 +213,9 @@ def evaluation_stream(
     """This rank's share of the held-out pictures; None to evaluate none."""
     if "evaluate" not in FLAGS.exec_mode:
         return None
-    held_out = read_folder(FLAGS.test_images)[: FLAGS.limit_eval or None]
-    size = FLAGS.eval_size
-    return dataset.evaluation_batches(
-        held_out,
-        dataset.recipe_of(FLAGS.flag_values_dict()),
-        size and dataset.parse_size(size, "eval_size"),
-        runtime.rank,
-        runtime.size,
-    )
+    held_out = read_folder(FLAGS.test_images)
+    values = FLAGS.flag_values_dict()
+    return evaluate.evaluation_stream(values, held_out, runtime)
 
 
 def learning_rate_schedule() -> tf.keras.optimizers.schedules.CosineDecay:

@@ -26,6 +26,15 @@ UNREADABLE = (
     MemoryError,
     pickle.UnpicklingError,
 )
+
+
+def _latin1_bytes(text: str, encoding: str = "latin1") -> bytes:
+    """How Python 3 writes bytes in the old pickle protocols."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes in {encoding}")
+    return text.encode("latin1")
+
+
 # The functions that a pickled numpy array calls, by the names that numpy 1
 # and 2 give them. Nothing else may be called by a file.
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
@@ -34,6 +43,7 @@ ADMITTED = {
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _latin1_bytes,
 }
 
 
@@ -42,18 +52,9 @@ class ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """The function behind a name in the file, if it is harmless."""
-        if (module, name) == ("_codecs", "encode"):
-            return _latin1_bytes
         if (module, name) not in ADMITTED:
             raise pickle.UnpicklingError(f"it wants to run {module}.{name}")
         return ADMITTED[module, name]
-
-
-def _latin1_bytes(text: str, encoding: str = "latin1") -> bytes:
-    """How Python 3 writes bytes in the old pickle protocols."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes in {encoding}")
-    return text.encode("latin1")
 
 
 def _read_pickled(file: BinaryIO) -> dict[str, list[np.ndarray]]:
