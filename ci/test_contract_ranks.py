@@ -18,6 +18,8 @@ def learned(
 ) -> list[list[np.ndarray]]:
     """Trains on several ranks; returns the weights of each of them."""
     folder.mkdir()
+    # A model may say what keeps its rounding small, and why, in a file.
+    own = model_folder / "test" / "ranks.flags"
     command = contract.train_command(
         model_folder,
         folder / "run",
@@ -28,6 +30,7 @@ def learned(
         # Small, so that rounding is not blown up within three steps.
         "--learning_rate=1e-4",
         f"--batch_size={batch}",
+        *([f"--flagfile={own}"] if own.exists() else []),
     )
     launcher = [sys.executable, "-m", "horovod.runner.launch", "--gloo"]
     # The run folder has the weights of rank 0 only.
