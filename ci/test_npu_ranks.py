@@ -3,6 +3,7 @@
 import concurrent.futures
 import copy
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -268,3 +269,61 @@ def test_eight_processes_share_the_data(tmp_path: Path) -> None:
     assert all(len(answer["elements"]) == 8 for answer in answers)
     union = [each for answer in answers for each in answer["elements"]]
     assert sorted(union) == list(range(64))
+
+
+def write_table(*servers: str) -> subprocess.CompletedProcess:
+    """Runs the rank table writer as a user does."""
+    script = contract.REPOSITORY / "common" / "npu_config.py"
+    return contract.run([sys.executable, script, "rank_table", *servers])
+
+
+def test_writes_rank_tables_for_several_servers(tmp_path: Path) -> None:
+    """From address lists and from a server's own file, all in one order."""
+    # Unsorted, as hccn_tool leaves it after a device was set again.
+    (tmp_path / "hccn.conf").write_text(
+        "address_1=10.1.0.4\nnetmask_1=255.255.0.0\naddress_0=10.1.0.3\n"
+    )
+    process = write_table(
+        "10.0.0.1=10.1.0.1,10.1.0.2", f"10.0.0.2={tmp_path / 'hccn.conf'}"
+    )
+    assert process.returncode == 0, process.stderr
+    path = tmp_path / "rank_table.json"
+    path.write_text(process.stdout)
+    for rank in range(4):
+        hccl_ranks.check(of_rank(path, rank, 4))
+    devices = [
+        (server["server_id"], *device.values())
+        for server in json.loads(process.stdout)["server_list"]
+        for device in server["device"]
+    ]
+    assert devices == [
+        ("10.0.0.1", "0", "10.1.0.1", "0"),
+        ("10.0.0.1", "1", "10.1.0.2", "1"),
+        ("10.0.0.2", "0", "10.1.0.3", "2"),
+        ("10.0.0.2", "1", "10.1.0.4", "3"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("servers", "named"),
+    [
+        ([], "no server is given"),
+        (["10.0.0.1"], "'10.0.0.1' names no addresses"),
+        (["a=10.1.0.1", "a=10.1.0.2"], "server_id ['a', 'a'], one twice"),
+        (["a=10.1.0.1,10.1.0.1"], "one twice"),
+        (["a=10.1.0.1,"], "device_ip=: must be an IP address"),
+        (["a=10.1.0.300"], "device_ip=10.1.0.300: must be an IP address"),
+        ([f"a={__file__}"], "has no line such as address_0="),
+    ],
+)
+def test_refuses_what_is_no_rank_table(servers: list[str], named: str) -> None:
+    """No table at all rather than one that HCCL would reject later."""
+    with pytest.raises(ValueError, match=re.escape(named)):
+        hccl_ranks.rank_table(servers)
+
+
+def test_rank_table_errors_are_one_line() -> None:
+    """Exit status 1 and nothing on stdout, which is a file's content."""
+    process = write_table("a=")
+    assert contract.error_line(process).startswith("error: 'a=' names no")
+    assert process.stdout == ""

@@ -1,13 +1,21 @@
 """Checks what tells an NPU its rank: the environment and HCCL's rank table.
 
 HCCL reports a wrong value after minutes and by an error number. This is a
-part of npu_config, which alone imports it: models do not.
+part of npu_config, which alone imports it: models do not. It also writes rank
+tables, for `python common/npu_config.py rank_table`.
 """
 
 import ipaddress
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+_USAGE = (
+    "give each server as ID=ADDRESS,ADDRESS,... with the device addresses in "
+    "the order of device_id, or as ID=FILE with its /etc/hccn.conf"
+)
 
 # HCCL takes the ranks in one of two forms, each of them whole.
 _BY_TABLE = ("RANK_TABLE_FILE", "RANK_ID", "RANK_SIZE")
@@ -151,6 +159,11 @@ def _check_table(path: str, size: int) -> None:
         raise ValueError(
             f"{where}cannot be read as JSON ({error}); name a rank table"
         ) from error
+    _check_content(table, size, where)
+
+
+def _check_content(table: Any, size: int, where: str) -> None:
+    """Raises ValueError unless the table places `size` ranks."""
     servers = _records(table, "server_list", where)
     devices = [_records(server, "device", where) for server in servers]
     _check_fields(table, _TABLE_RULES, where)
@@ -210,6 +223,51 @@ def _faults(
             len(all_ranks) != size
         ),
     }
+
+
+def rank_table(servers: Sequence[str]) -> str:
+    """The text of the rank table of some servers, checked as HCCL would.
+
+    Args:
+      servers: `ID=ADDRESSES` each, as the command line takes them.
+
+    Raises:
+      ValueError: one line with the value that cannot serve.
+    """
+    listed, rank = [], 0
+    for text in servers:
+        server_id, sign, addresses = text.partition("=")
+        if not (server_id and sign and addresses):
+            raise ValueError(f"{text!r} names no addresses; {_USAGE}")
+        devices = []
+        for device_id, address in _device_addresses(addresses):
+            numbers = {"device_id": device_id, "device_ip": address}
+            devices.append({**numbers, "rank_id": str(rank)})
+            rank += 1
+        listed.append({"server_id": server_id, "device": devices})
+    table = {
+        "status": "completed",
+        "version": "1.0",
+        "server_count": str(len(listed)),
+        "server_list": listed,
+    }
+    if not listed:
+        raise ValueError(f"no server is given; {_USAGE}")
+    _check_content(table, rank, "rank_table: ")
+    return json.dumps(table, indent=2)
+
+
+def _device_addresses(text: str) -> list[tuple[str, str]]:
+    """Pairs of device_id and address from a list or from an hccn.conf."""
+    if not os.path.exists(text):
+        return [(str(i), each) for i, each in enumerate(text.split(","))]
+    with open(text, encoding="utf-8") as stream:
+        lines = re.findall(r"^address_(\d+)=(\S+)", stream.read(), re.M)
+    if not lines:
+        raise ValueError(
+            f"{text} has no line such as address_0=192.168.100.101; {_USAGE}"
+        )
+    return sorted(lines, key=lambda pair: int(pair[0]))
 
 
 def _repeats(values: list) -> bool:

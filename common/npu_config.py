@@ -11,10 +11,14 @@ import importlib.util
 import json
 import os
 import pathlib
+import sys
 from typing import Any
 
 import tensorflow as tf
 from absl import flags, logging
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from common import hccl_ranks
 
@@ -358,3 +362,17 @@ def _check_path(switch: str) -> None:
         raise UserError(
             f"--{flag}={path}: {error.strerror}; --{switch} needs it"
         ) from error
+
+
+def _write_rank_table(arguments: list[str]) -> None:
+    """Prints the rank table of the servers on the command line."""
+    if arguments[:1] != ["rank_table"]:
+        sys.exit("usage: npu_config.py rank_table SERVER=DEVICE_IP,... ...")
+    try:
+        print(hccl_ranks.rank_table(arguments[1:]))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {_one_line(error)}")
+
+
+if __name__ == "__main__":
+    _write_rank_table(sys.argv[1:])
