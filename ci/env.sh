@@ -2,10 +2,10 @@
 # Makes the virtual environment of a lane if it is not there or if its
 # requirements have changed, and prints the path of its python as the last line.
 #
-#   bash ci/env.sh [default|ascend]
+#   bash ci/env.sh [default|ascend|newest]
 #
 # default: TensorFlow 2.18.1, Python 3.9-3.12. ascend: TensorFlow 2.6.5, Python
-# 3.9. Progress goes to stderr. PYTHON names the interpreter to start from.
+# 3.9. newest: TensorFlow 2.21, Python 3.11-3.13, no Horovod. Progress goes to stderr. PYTHON names the interpreter to start from.
 set -euo pipefail
 
 lane=${1:-default}
@@ -30,13 +30,17 @@ case $lane in
     versions="3.9"
     requirements=$repository/requirements-ascend.txt
     ;;
-  *) fail "unknown lane; the lanes are default and ascend" ;;
+  newest)
+    versions="3.13 3.12 3.11"
+    requirements=$repository/requirements-newest.txt
+    ;;
+  *) fail "unknown lane '$lane'; the lanes are default, ascend and newest" ;;
 esac
 
 # The TensorFlow package that fits the machine. On arm64 there is no
 # tensorflow-cpu; the Ascend lane's GPU build would need CUDA 11.2.
 tensorflow_package() {
-  if [ "$lane" = default ] && nvidia-smi >/dev/null 2>&1; then
+  if [ "$lane" != ascend ] && nvidia-smi >/dev/null 2>&1; then
     echo "tensorflow[and-cuda]"
   elif [ "$(uname -m)" = x86_64 ]; then
     echo tensorflow-cpu
@@ -143,6 +147,8 @@ has_horovod() {
 
 add_horovod() {
   local reason
+  # Horovod 0.28.1 does not build with TensorFlow 2.20 or newer.
+  [ "$lane" != newest ] || return 0
   has_horovod && return
   # Elsewhere than in CI a failed build is not tried again at every call.
   if [ -s "$folder/no-horovod" ] && [ "${CI:-}" != true ]; then

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Runs the linter and all tests, set-up included.
 #
-#   bash ci/test.sh [default|ascend]... [-- PYTEST ARGUMENTS]
+#   bash ci/test.sh [default|ascend|newest]... [-- PYTEST ARGUMENTS]
 #
-# Without a lane it takes both. A lane whose Python is missing is left out, but
+# Without a lane it takes default and ascend. A lane whose Python is missing is left out, but
 # with CI=true it fails. The last line is 'N passed, N failed, N skipped'.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -42,6 +42,7 @@ class Machine:
         for name in (
             "requirements.txt",
             "requirements-ascend.txt",
+            "requirements-newest.txt",
             "ci/requirements-test.txt",
             "ci/env.sh",
         ):
@@ -49,8 +50,9 @@ class Machine:
             (self.root / name).write_text(text)
         self.bin = folder / "bin"
         self.bin.mkdir()
-        (self.bin / "python3.9").write_text(STAND_IN)
-        (self.bin / "python3.9").chmod(0o755)
+        for name in ("python3.9", "python3.13"):
+            (self.bin / name).write_text(STAND_IN)
+            (self.bin / name).chmod(0o755)
 
     def env(
         self, lane: str = "ascend", **variables: str
@@ -136,6 +138,14 @@ def test_failed_horovod_is_told_and_not_fatal(machine: Machine) -> None:
     assert "Horovod" in process.stderr.splitlines()[-1]
 
 
+def test_newest_lane_does_without_horovod(machine: Machine) -> None:
+    """Horovod does not build there, and one device needs none."""
+    process = machine.env("newest", CI="true")
+    assert process.returncode == 0, process.stderr
+    assert machine.installed()
+    assert "-m pip wheel" not in machine.calls.read_text()
+
+
 @pytest.mark.parametrize(
     ("variables", "told"),
     [
@@ -158,7 +168,8 @@ def test_missing_interpreter_is_one_line(
 
 
 def test_unknown_lane_is_one_line(machine: Machine) -> None:
-    """The line names the two lanes that exist."""
+    """The line names the lanes that exist."""
     process = machine.env("gpu")
     assert process.returncode == 1
-    assert "default and ascend" in process.stderr
+    assert "'gpu'" in process.stderr
+    assert "default, ascend and newest" in process.stderr
