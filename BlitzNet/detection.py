@@ -1,0 +1,93 @@
+"""From the network's boxes to detections: decoding and suppression.
+
+Graph code of static shape, built from operations that TFLite and ONNX have
+too, so that exports can hold it.
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from BlitzNet import anchors
+
+
+class Limits(NamedTuple):
+    """How many detections are kept; see the flags of evaluate.py."""
+
+    conf_thresh: float = 0.01
+    nms_thresh: float = 0.45
+    top_k_nms: int = 400
+    top_k_after_nms: int = 50
+    top_k_post_nms: int = 200
+    eval_min_conf: float = 0.0
+
+
+class Detections(NamedTuple):
+    """The detections of a picture, best first.
+
+    Attributes:
+      boxes: [K, 4] float32, (top, left, bottom, right) in [0, 1].
+      scores: [K] float32, 0 where there is none.
+      classes: [K] int32, from 1 on; 0 where there is none.
+    """
+
+    boxes: tf.Tensor
+    scores: tf.Tensor
+    classes: tf.Tensor
+
+
+def detect(
+    confidence: tf.Tensor,
+    location: tf.Tensor,
+    prior_boxes: tf.Tensor,
+    limits: Limits,
+) -> Detections:
+    """The detections in the network's outputs for one picture.
+
+    Args:
+      confidence: [A, C], logits.
+      location: [A, 4], encoded.
+      prior_boxes: [A, 4].
+      limits: K is their top_k_post_nms, or less where that cannot be reached.
+    """
+    scores = tf.transpose(tf.nn.softmax(confidence)[:, 1:])
+    candidates = min(limits.top_k_nms, scores.shape[1])
+    # Only what has a chance is decoded.
+    scores, chosen = tf.math.top_k(scores, candidates)
+    boxes = anchors.decode(
+        tf.gather(location, chosen), tf.gather(prior_boxes, chosen)
+    )
+    kept = [
+        _suppress(own_boxes, own_scores, limits)
+        for own_boxes, own_scores in zip(tf.unstack(boxes), tf.unstack(scores))
+    ]
+    boxes, scores = (tf.concat(each, 0) for each in zip(*kept))
+    per_class = scores.shape[0] // len(kept)
+    classes = tf.repeat(tf.range(1, len(kept) + 1), per_class)
+    best = min(limits.top_k_post_nms, scores.shape[0])
+    scores, order = tf.math.top_k(scores, best)
+    present = tf.logical_and(scores > 0.0, scores >= limits.eval_min_conf)
+    return Detections(
+        tf.where(present[:, tf.newaxis], tf.gather(boxes, order), 0.0),
+        tf.where(present, scores, 0.0),
+        tf.where(present, tf.gather(classes, order), 0),
+    )
+
+
+def _suppress(
+    boxes: tf.Tensor, scores: tf.Tensor, limits: Limits
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """What is kept of one class; scores of the places left over are 0."""
+    selected, count = tf.raw_ops.NonMaxSuppressionV4(
+        boxes=boxes,
+        scores=scores,
+        max_output_size=limits.top_k_after_nms,
+        iou_threshold=limits.nms_thresh,
+        score_threshold=limits.conf_thresh,
+        pad_to_max_output_size=True,
+    )
+    selected = tf.ensure_shape(selected, [limits.top_k_after_nms])
+    kept = tf.range(limits.top_k_after_nms) < count
+    return tf.gather(boxes, selected), tf.where(
+        kept, tf.gather(scores, selected), 0.0
+    )

@@ -1,0 +1,281 @@
+"""Weights by the TF1 reference's variable names: in, out, and to disk.
+
+An npz keyed by these names moves between TensorFlow versions, and a TF1
+checkpoint with them loads into the reference's own graph.
+"""
+
+import os
+import tempfile
+import zipfile
+
+import numpy as np
+import tensorflow as tf
+
+from common.npu_config import UserError
+from BlitzNet import resnet50
+from BlitzNet.model import (
+    PRIORS,
+    ConvolutionNorm,
+    DetectionHead,
+    SegmentationHead,
+)
+
+# What a TF1 checkpoint of the reference holds beside weights: optimiser
+# slots, the step and the loss scale of the Ascend port.
+NOT_WEIGHTS = ("Adam", "Adam_1", "Momentum", "ExponentialMovingAverage")
+NOT_LAYERS = (
+    "global_step",
+    "beta1_power",
+    "beta2_power",
+    "loss_scale",
+    "good_steps",
+    "bad_steps",
+)
+# TF1's names of what a layer of either kind holds.
+NAMES_OF_NORM = {
+    "kernel": "weights",
+    "gamma": "BatchNorm/gamma",
+    "beta": "BatchNorm/beta",
+    "moving_mean": "BatchNorm/moving_mean",
+    "moving_variance": "BatchNorm/moving_variance",
+}
+NAMES_OF_BIAS = {"kernel": "weights", "bias": "biases"}
+DETECTION = "ssd/detection"  # our layer for location and confidence
+UNREADABLE = (
+    ValueError,
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    tf.errors.OpError,
+)
+
+
+def named_variables(network: tf.keras.Model) -> dict[str, tf.Variable]:
+    """The network's variables by TF1 name, such as `ssd/Conv_7/weights`."""
+    named = {}
+    for layer in network.layers:
+        scope = layer.name.replace(".", "/")
+        if isinstance(layer, ConvolutionNorm):
+            for attribute, name in NAMES_OF_NORM.items():
+                named[f"{scope}/{name}"] = getattr(layer, attribute)
+        elif isinstance(layer, SegmentationHead):
+            for attribute, name in NAMES_OF_BIAS.items():
+                named[f"{scope}/{name}"] = getattr(layer, attribute)
+        elif isinstance(layer, DetectionHead):
+            for head in ("location", "confidence"):
+                place = scope.replace(DETECTION, f"ssd/{head}")
+                for attribute, name in NAMES_OF_BIAS.items():
+                    variable = getattr(layer, f"{head}_{attribute}")
+                    named[f"{place}/{name}"] = variable
+    return named
+
+
+def kernels(network: tf.keras.Model) -> list[tf.Variable]:
+    """The kernels to which the reference's weight decay refers: all."""
+    return [
+        variable
+        for name, variable in named_variables(network).items()
+        if name.endswith("/weights")
+    ]
+
+
+def find(path: str) -> str:
+    """The npz or TF1 checkpoint prefix meant by a path or a run folder."""
+    for name in ("best/weights.npz", "weights.npz"):
+        if os.path.exists(os.path.join(path, name)):
+            return os.path.join(path, name)
+    if os.path.isdir(path):
+        latest = tf.train.latest_checkpoint(path)
+        if latest is None:
+            raise UserError(
+                f"{path}: a folder without weights.npz or a TF1 checkpoint; "
+                "give a run folder, an npz or a checkpoint prefix"
+            )
+        return latest
+    if os.path.exists(path) or os.path.exists(path + ".index"):
+        return path
+    raise UserError(
+        f"{path}: no such file; give a run folder, an npz or a TF1 "
+        "checkpoint prefix (the path without .index)"
+    )
+
+
+def read(path: str) -> dict[str, np.ndarray]:
+    """Reads an npz (never pickles) or the weights of a TF1 checkpoint."""
+    path = find(path)
+    try:
+        if path.endswith(".npz"):
+            with open(path, "rb") as file:
+                archive = np.load(file, allow_pickle=False)
+                return {name: archive[name] for name in archive.files}
+        reader = tf.train.load_checkpoint(path.replace(".index", ""))
+        return {
+            name: reader.get_tensor(name)
+            for name in reader.get_variable_to_shape_map()
+            if name.split("/")[-1] not in NOT_WEIGHTS
+            and name not in NOT_LAYERS
+        }
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: cannot be read as weights ({reason}); give an npz of "
+            "plain arrays or a TF1 checkpoint"
+        ) from None
+
+
+def load(
+    network: tf.keras.Model, path: str, new_classifier: bool = False
+) -> list[str]:
+    """Loads all weights from `path`, or raises UserError and loads none.
+
+    Args:
+      network: whose variables are assigned.
+      path: see `find`.
+      new_classifier: leave what depends on the classes as it is where its
+        shape differs.
+
+    Returns:
+      Names that were left as they are.
+    """
+    values, variables = read(path), named_variables(network)
+    wanted = {name: tuple(v.shape) for name, v in variables.items()}
+    given = {name: value.shape for name, value in values.items()}
+    left = []
+    if new_classifier:
+        left = [
+            name
+            for name in class_names_of(network)
+            if name in given and given[name] != wanted[name]
+        ]
+    # All faults at once, and before the first assignment: a network with
+    # half of its weights replaced helps nobody.
+    missing = sorted(set(wanted) - set(given))
+    extra = sorted(set(given) - set(wanted))
+    wrong = [
+        f"{name} {given[name]} for {shape}"
+        for name, shape in wanted.items()
+        if name in given and name not in left and given[name] != shape
+    ]
+    if missing or extra or wrong:
+        raise UserError(
+            f"{path} does not fit this network: missing {_some(missing)}; "
+            f"extra {_some(extra)}; wrong shape {_some(wrong)}; "
+            f"{_remedy(given)}"
+        )
+    for name, variable in variables.items():
+        if name not in left:
+            variable.assign(values[name])
+    return left
+
+
+def class_names_of(network: tf.keras.Model) -> list[str]:
+    """Names of the variables whose shapes follow from the classes."""
+    named = named_variables(network)
+    numbered = [name for name in named if name.startswith("ssd/Conv")]
+    # Convolutions are numbered; the last one gives the logits.
+    last = max(numbered, key=_number, default="")
+    return [
+        name
+        for name in named
+        if name.startswith("ssd/confidence/")
+        or _number(name) == _number(last) >= 0
+    ]
+
+
+def _number(name: str) -> int:
+    """The 7 of ssd/Conv_7/weights, 0 for ssd/Conv, -1 for others."""
+    layer = name.split("/")[1] if name.startswith("ssd/Conv") else ""
+    if not layer:
+        return -1
+    return int(layer.partition("_")[2] or 0)
+
+
+def _remedy(given: dict[str, tuple]) -> str:
+    """The flags that would fit what a file holds, as far as names tell."""
+    if "resnet_v1_50/conv1/weights" not in given:
+        return "it is no BlitzNet; check the file"
+    if not any(name.startswith(("ssd/", "ssd_back/")) for name in given):
+        return "it holds the trunk alone: give it as --weights_path"
+    flags = ["--x4" if any("block_rev1/" in n for n in given) else "--nox4"]
+    large = any("block8/" in name for name in given)
+    flags.append(f"--image_size={512 if large else 300}")
+    heads = [name for name in given if name.startswith("ssd/confidence/")]
+    shared = "ssd/confidence/weights" in given
+    if heads:
+        flags.append(f"--head={'shared' if shared else 'nonshared'}")
+        biases = next(given[n] for n in heads if n.endswith("/biases"))
+        flags.append(f"--num_classes={biases[0] // PRIORS}")
+    flags.append("--detect" if heads else "--nodetect")
+    kernel = given.get("ssd/Conv/weights")
+    flags.append("--segment" if kernel else "--nosegment")
+    if kernel:
+        flags.append(f"--seg_filter_size={kernel[0]}")
+        flags.append(f"--n_base_channels={kernel[-1]}")
+    filters = given["resnet_v1_50/conv1/weights"][-1]
+    flags.append(f"--base_filters={filters}")
+    return f"it was made with {' '.join(flags)}"
+
+
+def load_trunk(network: tf.keras.Model, path: str) -> None:
+    """Starts ResNet-50 from ImageNet's weights; see resnet50.read."""
+    variables = {
+        name: variable
+        for name, variable in named_variables(network).items()
+        if name.startswith(resnet50.SCOPE)
+    }
+    values = resnet50.read(path, read)
+    missing = sorted(set(variables) - set(values))
+    wrong = [
+        f"{name} {values[name].shape} for {tuple(variable.shape)}"
+        for name, variable in variables.items()
+        if name in values and values[name].shape != tuple(variable.shape)
+    ]
+    if missing or wrong:
+        raise UserError(
+            f"--weights_path={path}: missing {_some(missing)}; wrong shape "
+            f"{_some(wrong)}; ImageNet's weights need --base_filters=64, "
+            "or give --random_trunk_init"
+        )
+    for name, variable in variables.items():
+        variable.assign(values[name])
+
+
+def _some(names: list[str]) -> str:
+    """The first few of a list, and how many there are."""
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return f"{len(names)} ({shown})" if names else "none"
+
+
+def save_npz(network: tf.keras.Model, path: str) -> None:
+    """Writes all weights; a reader sees the old file or the new one."""
+    folder = os.path.dirname(os.path.abspath(path))
+    with tempfile.NamedTemporaryFile(
+        dir=folder, suffix=".part", delete=False
+    ) as file:
+        try:
+            # As np.savez writes it, but holding one array at a time.
+            with zipfile.ZipFile(file, "w") as archive:
+                for name, variable in named_variables(network).items():
+                    with archive.open(f"{name}.npy", "w") as member:
+                        np.lib.format.write_array(member, variable.numpy())
+            file.flush()
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except OSError:
+            os.unlink(file.name)
+            raise
+
+
+def save_tf1(network: tf.keras.Model, prefix: str, step: int) -> None:
+    """Writes a checkpoint that the TF1 reference restores by name."""
+    # The raw op writes exactly these names; tf.train.Checkpoint would wrap
+    # them in paths of Python attributes.
+    named = named_variables(network)
+    names = [*named, "global_step"]
+    tensors = [tf.convert_to_tensor(variable) for variable in named.values()]
+    tf.raw_ops.SaveV2(
+        prefix=prefix,
+        tensor_names=names,
+        shape_and_slices=[""] * len(names),
+        tensors=[*tensors, tf.constant(step, tf.int64)],
+    )
