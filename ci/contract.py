@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from typing import Callable, Optional
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Every run of a test is reproducible and independent of the machine's GPU.
 PLAIN = ("--device=cpu", "--precision_mode=force_fp32")
+# What TensorFlow 2.21 says of itself on import, whatever its log level.
+NOTICE = re.compile(r"I0000 |WARNING: All log messages before absl::Init")
 # Set by launchers; a test that wants one sets it.
 RANK_VARIABLES = (
     "ASCEND_DEVICE_ID",
@@ -156,7 +159,11 @@ def error_line(process: subprocess.CompletedProcess, status: int = 1) -> str:
     shown = f"{process.args}\n{process.stdout}\n{process.stderr}"
     assert process.returncode == status, shown
     # One line means no traceback, and no warning around it either.
-    lines = [line for line in process.stderr.splitlines() if line.strip()]
+    lines = [
+        line
+        for line in process.stderr.splitlines()
+        if line.strip() and not NOTICE.match(line)
+    ]
     assert len(lines) == 1, shown
     assert lines[0].startswith("error: "), shown
     return lines[0]

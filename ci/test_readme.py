@@ -5,7 +5,6 @@ it is `<!-- not run: REASON -->`. The blocks of one README follow each other in
 one copy, as they do for a reader.
 """
 
-import importlib.metadata
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
 from ci import contract
 
@@ -21,9 +21,9 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 READMES = [
-    path
-    for path in (contract.REPOSITORY, *contract.model_folders())
-    if (path / "README.md").exists()
+    contract.REPOSITORY / "README.md",
+    *(folder / "README.md" for folder in contract.model_folders()),
+    *sorted(contract.REPOSITORY.glob("docs/*.md")),
 ]
 
 
@@ -62,17 +62,19 @@ def checkout(tmp_path: Path) -> Path:
 
 
 @pytest.mark.skipif(
-    not importlib.metadata.version("keras").startswith("3."),
+    not tf.__version__.startswith("2.18."),
     reason="the READMEs are written for the default lane",
 )
 @pytest.mark.parametrize(
-    "readme", READMES, ids=[path.name for path in READMES]
+    "readme",
+    READMES,
+    ids=[str(path.relative_to(contract.REPOSITORY)) for path in READMES],
 )
 def test_commands_of_a_readme(readme: Path, checkout: Path) -> None:
     """A reader's commands work in order, from a fresh checkout."""
     # `python` in a README is the one that runs the tests.
     binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    for text in blocks((readme / "README.md").read_text()):
+    for text in blocks(readme.read_text()):
         # As strict as a script, so that no failed line is passed over.
         process = contract.run(
             ["bash", "-euo", "pipefail", "-c", text],
