@@ -45,6 +45,19 @@ def test_blocks_are_found() -> None:
     assert blocks(text) == ["ls\npwd\n", "who\n"]
 
 
+@pytest.mark.parametrize(
+    "readme",
+    sorted(contract.REPOSITORY.glob("**/README.zh-CN.md")),
+    ids=lambda path: path.parent.name,
+)
+def test_chinese_commands_are_the_english_ones(readme: Path) -> None:
+    """Those that run are tested in English; the others are equal as well."""
+    english = (readme.parent / "README.md").read_text()
+    commands = [match[0] for match in BLOCK.finditer(readme.read_text())]
+    assert commands
+    assert commands == [match[0] for match in BLOCK.finditer(english)]
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A copy of the repository with its environments, to work in."""
