@@ -1,0 +1,240 @@
+"""Evaluates a run of DeepLabv3plus: a table, metrics.json, a contact sheet.
+
+python DeepLabv3plus/evaluate.py --run=RUN [--data_path=DIR]
+  [--eval_split=val] [--eval_scales=0.75,1,1.25] [--add_flipped_images]
+At the pictures' own sizes: padded to the crop, or slid over by it.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from common import npu_config
+from common.npu_config import UserError
+from DeepLabv3plus import (
+    dataset,
+    layouts,
+    metrics,
+    pictures,
+    run_folder,
+    visuals,
+    weights,
+)
+from DeepLabv3plus.launch import launch
+from DeepLabv3plus.layers import BatchNorm
+from DeepLabv3plus.model import create_model, shape_of
+from DeepLabv3plus.segment import Plan, Segmenter
+
+FLAGS = flags.FLAGS
+METRIC = "mean_iou"
+SHEET_ROWS = 6  # pictures on a contact sheet
+# What the command line may change of what the run was trained with.
+CHANGEABLE = ("data_path", "eval_split", "eval_crop_size", "label_folder")
+
+
+def define_flags() -> None:
+    """Defines the flags of evaluation."""
+    npu_config.define_flags()
+    flags.declare_key_flag("device")
+    flags.declare_key_flag("precision_mode")
+    flags.DEFINE_string("run", None, "Run folder: --output_path of train.py.")
+    flags.DEFINE_string("data_path", None, "Data set; none: the run's own.")
+    flags.DEFINE_string("output_path", None, "For the results; none: run.")
+    flags.DEFINE_string("eval_split", None, "Split; none: the run's own.")
+    flags.DEFINE_string("label_folder", None, "Of VOC; none: the run's own.")
+    flags.DEFINE_integer("limit_eval", 0, "Only the first pictures; 0: all.")
+    define_inference_flags()
+    flags.DEFINE_alias("checkpoint_dir", "run")
+    flags.DEFINE_alias("dataset_dir", "data_path")
+    flags.DEFINE_alias("eval_logdir", "output_path")
+    flags.mark_flag_as_required("run")
+
+
+def define_inference_flags() -> None:
+    """Defines the flags that predict.py has too."""
+    flags.DEFINE_string(
+        "eval_crop_size",
+        None,
+        "height,width that the network sees; none: the run's own.",
+    )
+    flags.DEFINE_list("eval_scales", ["1.0"], "Scales to average over.")
+    flags.DEFINE_bool(
+        "add_flipped_images", False, "Average over mirrored too."
+    )
+
+
+def make_segmenter(
+    values: dict[str, object],
+    network: tf.keras.Model,
+    scales: Sequence[str] = ("1.0",),
+    mirrored: bool = False,
+) -> Segmenter:
+    """The network of a run for pictures of any size."""
+    try:
+        factors = tuple(float(scale) for scale in scales)
+    except ValueError:
+        factors = ()
+    if not factors or not 0.1 <= min(factors) <= max(factors) <= 4.0:
+        raise UserError(
+            f"--eval_scales={','.join(scales)}: numbers from 0.1 to 4 such "
+            "as 0.75,1,1.25"
+        )
+    flag = "eval_crop_size" if values["eval_crop_size"] else "train_crop_size"
+    crop = dataset.parse_size(values[flag], flag)
+    stride = shape_of(values).logits_stride
+    recipe = dataset.recipe_of(values)
+    return Segmenter(network, Plan(crop, stride, factors, mirrored, recipe))
+
+
+def evaluate(
+    segmenter: Segmenter,
+    classes: int,
+    batches: tf.data.Dataset,
+    runtime: npu_config.Runtime,
+) -> tuple[dict[str, object], list[list[np.ndarray]]]:
+    """Segments the pictures of all batches of all ranks.
+
+    Args:
+      segmenter: of make_segmenter.
+      classes: number of classes.
+      batches: this rank's share of the pictures.
+      runtime: adds the shares up.
+
+    Returns:
+      The table of metrics.figures, and rows for a contact sheet of this
+      rank's first pictures.
+    """
+    # With fewer pictures than ranks some have no batch, but all of them must
+    # take part in the sum or the others would wait for them for ever.
+    sums, rows = metrics.no_totals(classes), []
+    for batch in batches:
+        sample = {name: value[0].numpy() for name, value in batch.items()}
+        probabilities = segmenter(sample["image"])
+        totals = metrics.picture_totals(
+            probabilities, sample["label"], sample["valid"]
+        )
+        for name, value in totals.items():
+            sums[name] = sums[name] + value
+        if len(rows) < SHEET_ROWS:
+            rows.append(_sheet_row(sample, probabilities.argmax(-1), classes))
+    # Means of sums keep every ratio, so each rank gets the whole table.
+    names = sorted(sums)
+    if runtime.size > 1:
+        reduced = runtime.all_reduce(
+            [tf.constant(sums[name], tf.float32) for name in names]
+        )
+        sums = {name: value.numpy() for name, value in zip(names, reduced)}
+    return metrics.figures(sums), rows
+
+
+def _sheet_row(
+    sample: dict[str, np.ndarray], predicted: np.ndarray, count: int
+) -> list[np.ndarray]:
+    """The tiles of a picture; see save_sheet."""
+    label, valid = sample["label"], sample["valid"]
+    blended = visuals.overlay(sample["image"], predicted, count)
+    colours = visuals.palette(count)
+    shown = colours[label]
+    shown[valid == 0] = (224, 224, 192)  # the devkit's colour of the void
+    return [
+        sample["image"].astype(np.uint8),
+        shown,
+        colours[predicted],
+        blended.astype(np.uint8),
+        visuals.difference(predicted, label, valid),
+    ]
+
+
+def save_sheet(path: str, rows: list[list[np.ndarray]]) -> None:
+    """Writes rows of `evaluate` as a contact sheet."""
+    titles = ("input", "label", "prediction", "overlay", "difference")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    visuals.contact_sheet(rows, titles).save(path)
+
+
+def save_results(
+    output: str,
+    table: dict[str, object],
+    rows: list[list[np.ndarray]],
+    values: dict[str, object],
+) -> None:
+    """Prints the table; writes metrics.json and images/evaluation.png."""
+    names = class_names(values)
+    print(metrics.format_table(table, names))
+    sheet = os.path.join(output, "images", "evaluation.png")
+    save_sheet(sheet, rows)
+    path = os.path.join(output, "metrics.json")
+    run_folder.write_json(path, {**table, "class_names": names})
+    print(f"wrote metrics.json and {sheet}")
+
+
+def class_names(values: dict[str, object]) -> tuple[str, ...]:
+    """Names of the classes of a run's data."""
+    names = pictures.read_class_names(values["data_path"])
+    return pictures.fit_names(names, values["num_classes"])
+
+
+def restore(run: str) -> tuple[dict[str, object], tf.keras.Model]:
+    """The flags and the network of a run, best weights."""
+    values = run_folder.read_flags(run)
+    network, _ = create_model(shape_of(values), BatchNorm())
+    weights.load(network, run)
+    return values, network
+
+
+def read_split(
+    values: dict[str, object], split: str, check_all: bool = False
+) -> list[pictures.Picture]:
+    """The pictures of a split of a run's data, checked."""
+    sources = layouts.find_sources(
+        values["data_path"], split, values["label_folder"]
+    )
+    return pictures.read_all(
+        sources, values["num_classes"], values["ignore_label"], check_all
+    )
+
+
+def evaluate_run(
+    values: dict[str, object],
+    network: tf.keras.Model,
+    runtime: npu_config.Runtime,
+    scales: Sequence[str] = ("1.0",),
+    mirrored: bool = False,
+) -> tuple[dict[str, object], list[list[np.ndarray]]]:
+    """Evaluates a network on what a run's flags name; see `evaluate`."""
+    pairs = read_split(values, values["eval_split"])
+    batches = dataset.evaluation_batches(
+        pairs[: values["limit_eval"] or None],
+        values["ignore_label"],
+        runtime.rank,
+        runtime.size,
+    )
+    segmenter = make_segmenter(values, network, scales, mirrored)
+    return evaluate(segmenter, values["num_classes"], batches, runtime)
+
+
+def main() -> None:
+    """Evaluates one run."""
+    runtime = npu_config.setup()
+    print(runtime.describe())
+    values, network = restore(FLAGS.run)
+    values.update(limit_eval=FLAGS.limit_eval)
+    given = {name: FLAGS[name].value for name in CHANGEABLE}
+    values.update({name: value for name, value in given.items() if value})
+    table, rows = evaluate_run(
+        values, network, runtime, FLAGS.eval_scales, FLAGS.add_flipped_images
+    )
+    if runtime.rank == 0:
+        output = FLAGS.output_path or FLAGS.run
+        save_results(output, table, rows, values)
+
+
+if __name__ == "__main__":
+    define_flags()
+    launch(main)

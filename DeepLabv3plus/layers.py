@@ -1,0 +1,354 @@
+"""The few kinds of layers of which the networks are built.
+
+A convolution and its batch norm are one layer here, as they are one variable
+scope in the TF1 reference. It holds float32 variables under every precision
+policy and computes in the precision of what comes in.
+"""
+
+from collections.abc import Sequence
+from typing import Callable, NamedTuple, Optional
+
+import tensorflow as tf
+
+Reduce = Callable[[list], list]  # the means of tensors over the ranks
+
+
+def ceil_div(size: Optional[int], stride: int) -> Optional[int]:
+    """Pixels of a map of `size` after a stride; an unknown size stays so."""
+    return None if size is None else -(-size // stride)
+
+
+def first_of(inputs: object) -> object:
+    """The first of several inputs, or of their shapes; one alone is itself."""
+    several = isinstance(inputs, (list, tuple))
+    return inputs[0] if several and not _is_shape(inputs) else inputs
+
+
+def _is_shape(value: Sequence) -> bool:
+    """True for the shape of one map, such as (None, 65, 65, 32)."""
+    return all(side is None or isinstance(side, int) for side in value)
+
+
+def own_size(features: tf.Tensor) -> Sequence:
+    """Height and width of a map: numbers where they are known."""
+    height, width = features.shape[1:3]
+    if height is None or width is None:
+        return tf.shape(features)[1:3]
+    return height, width
+
+
+def resize_bilinear(images: tf.Tensor, size: Sequence) -> tf.Tensor:
+    """[N, h, w, c] to [N, *size, c], corners on corners, in its own type."""
+    if tuple(images.shape[1:3]) == tuple(size):
+        return images
+    resized = tf.raw_ops.ResizeBilinear(
+        images=images, size=size, align_corners=True
+    )
+    return tf.cast(resized, images.dtype)
+
+
+def resize_nearest(ids: tf.Tensor, size: Sequence) -> tf.Tensor:
+    """[N, h, w, c] to [N, *size, c]; no value is made up."""
+    return tf.raw_ops.ResizeNearestNeighbor(
+        images=ids, size=size, align_corners=True
+    )
+
+
+class OwnPrecision(tf.keras.layers.Layer):
+    """A layer that reads its variables in float32 and casts by itself.
+
+    Keras would read them in the policy's precision, and a batch norm's
+    statistics lose too much in bfloat16.
+    """
+
+    def __init__(self, **options) -> None:
+        super().__init__(dtype="float32", autocast=False, **options)
+
+
+class Normalize(OwnPrecision):
+    """Pixels in 0..255 to -1..1, in the policy's precision."""
+
+    def call(self, images: tf.Tensor) -> tf.Tensor:
+        """[N, H, W, 3] to [N, H, W, 3]."""
+        policy = tf.keras.mixed_precision.global_policy()
+        return tf.cast((2.0 / 255.0) * images - 1.0, policy.compute_dtype)
+
+    def compute_output_shape(self, input_shape: Sequence) -> tuple:
+        """The shape of the images."""
+        return tuple(input_shape)
+
+
+class BatchNorm(NamedTuple):
+    """How the batch norms of a network work.
+
+    Attributes:
+      trained: use and collect the batch's statistics in training; otherwise
+        the stored ones are used and never move.
+      decay: of the collected statistics, per step.
+      reduce: means over the ranks, to take statistics of the whole batch;
+        None: of this rank's share.
+      ranks: how many there are.
+    """
+
+    trained: bool = False
+    decay: float = 0.9997
+    reduce: Optional[Reduce] = None
+    ranks: int = 1
+
+    def mean(self, values: tf.Tensor) -> tf.Tensor:
+        """Mean over the ranks, with the gradient of it."""
+
+        def over_ranks(local):
+            (mean,) = self.reduce([local])
+            # What another rank makes of the mean depends on this one too.
+            return mean, lambda upstream: self.reduce([upstream])[0]
+
+        return tf.custom_gradient(over_ranks)(values)
+
+
+class Convolution(OwnPrecision):
+    """Convolution, batch norm and activation; dense or depthwise.
+
+    Frozen batch norm is folded into the kernel: scaling weights is cheaper
+    than scaling maps, in both directions. Strides of 3x3 kernels pad one
+    pixel on each side, which TensorFlow's SAME does for odd sizes alone,
+    unless `same` asks for the latter.
+    """
+
+    def __init__(
+        self,
+        filters: Optional[int],
+        side: int,
+        norm: BatchNorm,
+        initializer: tf.keras.initializers.Initializer,
+        epsilon: float = 1e-3,
+        strides: int = 1,
+        rate: int = 1,
+        before: Optional[Callable[[tf.Tensor], tf.Tensor]] = None,
+        after: Optional[Callable[[tf.Tensor], tf.Tensor]] = None,
+        same: bool = False,
+        **options,
+    ) -> None:
+        """`filters` is None for a depthwise convolution.
+
+        `before` and `after` are activations of what comes in and goes out.
+        """
+        super().__init__(**options)
+        self.filters, self.side, self.norm = filters, side, norm
+        self.initializer, self.epsilon = initializer, epsilon
+        self.strides, self.rate = strides, rate
+        self.before, self.after, self.same = before, after, same
+
+    def build(self, input_shape: Sequence) -> None:
+        """Makes the kernel and the four variables of the batch norm."""
+        channels = first_of(input_shape)[-1]
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(self.side, self.side, channels, self.filters or 1),
+            initializer=self.initializer,
+        )
+        for name, start, trainable in (
+            ("gamma", "ones", True),
+            ("beta", "zeros", True),
+            ("moving_mean", "zeros", False),
+            ("moving_variance", "ones", False),
+        ):
+            variable = self.add_weight(
+                name=name,
+                shape=(self.filters or channels,),
+                initializer=start,
+                trainable=trainable,
+            )
+            setattr(self, name, variable)
+
+    def call(
+        self, inputs: tf.Tensor, training: Optional[bool] = None
+    ) -> tf.Tensor:
+        """[N, h, w, c] to [N, h / strides, w / strides, filters].
+
+        A second input, a skip connection, is added to what comes out.
+        """
+        features, skip = first_of(inputs), None
+        if features is not inputs:
+            skip = inputs[1]
+        if self.before is not None:
+            features = self.before(features)
+        kernel = tf.convert_to_tensor(self.kernel)
+        # Keras 2.6 hands over a placeholder while it builds the model.
+        if self.norm.trained and training is True:
+            features = self._normalize(self._convolve(features, kernel))
+            features = features if skip is None else features + skip
+        else:
+            gamma, beta, mean, variance = map(
+                tf.convert_to_tensor,
+                (
+                    self.gamma,
+                    self.beta,
+                    self.moving_mean,
+                    self.moving_variance,
+                ),
+            )
+            scale = gamma * tf.math.rsqrt(variance + self.epsilon)
+            offset = beta - mean * scale
+            # A depthwise kernel has its channels in the last axis but one.
+            factors = scale if self.filters else scale[:, tf.newaxis]
+            features = self._convolve(features, kernel * factors)
+            # Before the offset: TensorFlow 2.18 fails to fuse the other order
+            # and then fuses nothing in the whole graph.
+            features = features if skip is None else features + skip
+            features = tf.nn.bias_add(
+                features, tf.cast(offset, features.dtype)
+            )
+        return features if self.after is None else self.after(features)
+
+    def _convolve(self, features: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        """The bare convolution, in the precision of the features."""
+        kernel = tf.cast(kernel, features.dtype)
+        padding = "SAME"
+        if self.strides > 1 and self.side > 1 and not self.same:
+            border = [self.side // 2] * 2
+            features = tf.pad(features, [[0, 0], border, border, [0, 0]])
+            padding = "VALID"
+        if self.filters:
+            return tf.nn.conv2d(
+                features, kernel, self.strides, padding, dilations=self.rate
+            )
+        return tf.nn.depthwise_conv2d(
+            features,
+            kernel,
+            [1, self.strides, self.strides, 1],
+            padding,
+            dilations=[self.rate, self.rate],
+        )
+
+    def _normalize(self, features: tf.Tensor) -> tf.Tensor:
+        """Batch norm by the batch's statistics, which are collected."""
+        if self.norm.reduce is None:
+            features, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+                features,
+                tf.convert_to_tensor(self.gamma),
+                tf.convert_to_tensor(self.beta),
+                epsilon=self.epsilon,
+            )
+        else:
+            features, mean, variance = self._normalize_over_ranks(features)
+        share = 1.0 - self.norm.decay
+        for collected, new in (
+            (self.moving_mean, mean),
+            (self.moving_variance, variance),
+        ):
+            old = tf.convert_to_tensor(collected)
+            collected.assign_add(share * (tf.stop_gradient(new) - old))
+        return features
+
+    def _normalize_over_ranks(self, features: tf.Tensor) -> tuple:
+        """The same by the statistics of all ranks' shares together."""
+        wide = tf.cast(features, tf.float32)
+        mean = self.norm.mean(tf.reduce_mean(wide, [0, 1, 2]))
+        centred = wide - mean
+        # In a second pass: a difference of large squares has few digits left.
+        variance = self.norm.mean(tf.reduce_mean(centred**2, [0, 1, 2]))
+        scale = tf.convert_to_tensor(self.gamma) * tf.math.rsqrt(
+            variance + self.epsilon
+        )
+        offset = tf.convert_to_tensor(self.beta)
+        normalized = tf.cast(centred * scale + offset, features.dtype)
+        # As the fused kernel collects it: without bias, over all ranks.
+        pixels = tf.cast(tf.reduce_prod(tf.shape(wide)[:3]), tf.float32)
+        pixels *= self.norm.ranks
+        unbiased = variance * pixels / tf.maximum(pixels - 1.0, 1.0)
+        return normalized, mean, unbiased
+
+    def compute_output_shape(self, input_shape: Sequence) -> tuple:
+        """Sizes are rounded up."""
+        batch, height, width, channels = first_of(input_shape)
+        return (
+            batch,
+            ceil_div(height, self.strides),
+            ceil_div(width, self.strides),
+            self.filters or channels,
+        )
+
+
+class Resize(OwnPrecision):
+    """Bilinear, corners on corners, to the size of another map or picture.
+
+    With a `stride` the size is that of the picture divided by it, rounded up.
+    """
+
+    def __init__(self, stride: int = 1, **options) -> None:
+        super().__init__(**options)
+        self.stride = stride
+
+    def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
+        """[features [N, h, w, c], like [N, H, W, any]] to [N, H', W', c]."""
+        features, like = inputs
+        size = [-(-side // self.stride) for side in own_size(like)]
+        return resize_bilinear(features, size)
+
+    def compute_output_shape(self, input_shape: Sequence) -> tuple:
+        """The size of `like` by the stride, the channels of the features."""
+        (batch, *_, channels), like = input_shape
+        sizes = (ceil_div(side, self.stride) for side in like[1:3])
+        return (batch, *sizes, channels)
+
+
+class GlobalMean(OwnPrecision):
+    """The mean over a map, as a map of one pixel."""
+
+    def call(self, features: tf.Tensor) -> tf.Tensor:
+        """[N, h, w, c] to [N, 1, 1, c]."""
+        wide = tf.cast(features, tf.float32)
+        mean = tf.reduce_mean(wide, [1, 2], keepdims=True)
+        return tf.cast(mean, features.dtype)
+
+    def compute_output_shape(self, input_shape: Sequence) -> tuple:
+        """One pixel."""
+        return (input_shape[0], 1, 1, input_shape[-1])
+
+
+class Drop(OwnPrecision):
+    """Inverted dropout by a mask that comes from outside."""
+
+    def __init__(self, rate: float, **options) -> None:
+        super().__init__(**options)
+        self.rate = rate
+
+    def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
+        """[features [N, h, w, c], mask [N, h, w, c]] to features."""
+        features, mask = inputs
+        return features * (tf.cast(mask, features.dtype) / (1.0 - self.rate))
+
+    def compute_output_shape(self, input_shape: Sequence) -> tuple:
+        """That of the features."""
+        return tuple(input_shape[0])
+
+
+class Classifier(OwnPrecision):
+    """A 1x1 convolution with a bias; its logits are float32 always."""
+
+    def __init__(self, classes: int, **options) -> None:
+        super().__init__(**options)
+        self.classes = classes
+
+    def build(self, input_shape: Sequence) -> None:
+        """Makes the kernel [1, 1, c, classes] and the bias."""
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(1, 1, input_shape[-1], self.classes),
+            initializer=tf.keras.initializers.TruncatedNormal(stddev=0.01),
+        )
+        self.bias = self.add_weight(
+            name="bias", shape=(self.classes,), initializer="zeros"
+        )
+
+    def call(self, features: tf.Tensor) -> tf.Tensor:
+        """[N, h, w, c] to [N, h, w, classes]."""
+        kernel = tf.cast(tf.convert_to_tensor(self.kernel), features.dtype)
+        logits = tf.nn.conv2d(features, kernel, 1, "SAME")
+        bias = tf.convert_to_tensor(self.bias)
+        return tf.cast(logits, tf.float32) + bias
+
+    def compute_output_shape(self, input_shape: Sequence) -> tuple:
+        """As many channels as classes."""
+        return (*input_shape[:-1], self.classes)

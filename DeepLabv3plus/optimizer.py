@@ -1,0 +1,52 @@
+"""Momentum as TF1 has it, in one pass over memory, in either Keras.
+
+Keras multiplies the rate into the velocity, so that a changing rate acts late;
+the reference's velocity is a sum of gradients alone.
+"""
+
+from typing import Any
+
+import tensorflow as tf
+
+
+def _raw(variable: Any) -> tf.Variable:
+    """The TensorFlow variable inside a Keras 3 variable."""
+    value = getattr(variable, "value", None)
+    return variable if value is None or callable(value) else value
+
+
+def _step(
+    variable: Any,
+    velocity: Any,
+    rate: tf.Tensor,
+    gradient: tf.Tensor,
+    momentum: Any,
+) -> tf.Operation:
+    """v = momentum v + gradient; variable -= rate v; both in place."""
+    return tf.raw_ops.ResourceApplyMomentum(
+        var=_raw(variable).handle,
+        accum=_raw(velocity).handle,
+        lr=tf.cast(rate, gradient.dtype),
+        grad=gradient,
+        momentum=tf.cast(momentum, gradient.dtype),
+    )
+
+
+class FusedMomentum(tf.keras.optimizers.SGD):
+    """Keras' SGD with momentum, its slots, but TF1's kernel."""
+
+    def update_step(
+        self, gradient: tf.Tensor, variable: Any, learning_rate: tf.Tensor
+    ) -> None:
+        """Updates one variable and its velocity in Keras 3."""
+        velocity = self.momentums[self._get_variable_index(variable)]
+        _step(variable, velocity, learning_rate, gradient, self.momentum)
+
+    def _resource_apply_dense(
+        self, grad: tf.Tensor, var: Any, apply_state: Any = None
+    ) -> tf.Operation:
+        """The same in Keras 2.6."""
+        rate = self._decayed_lr(grad.dtype)
+        velocity = self.get_slot(var, "momentum")
+        momentum = self._get_hyper("momentum")
+        return _step(var, velocity, rate, grad, momentum)

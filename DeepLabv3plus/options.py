@@ -1,0 +1,58 @@
+"""The rarer flags of training, which --helpfull lists.
+
+Those of the reference's code have its names and defaults.
+"""
+
+from collections.abc import Sequence
+from typing import Optional
+
+from absl import flags
+
+from common.npu_config import UserError
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of network, loss and augmentation."""
+    text, whole, real = (
+        flags.DEFINE_string,
+        flags.DEFINE_integer,
+        flags.DEFINE_float,
+    )
+    flags.DEFINE_multi_string(
+        "atrous_rates", None, "6,12,18, or the flag thrice; or none."
+    )
+    whole("decoder_output_stride", None, "Of the logits; 0: no decoder.")
+    whole("aspp_convs_filters", 256, "Channels of a pyramid's branch.", 8)
+    whole("decoder_filters", 256, "Channels of the decoder.", 8)
+    real("dropout", 0.1, "Share of the pyramid's outputs.", 0.0, 0.99)
+    flags.DEFINE_bool("sync_batch_norm", True, "Over the ranks, if trained.")
+    real("momentum", 0.9, "Share of the velocity kept.", 0.0, 1.0)
+    real("learning_power", 0.9, "Of the policy poly.", 0.0)
+    real("last_layer_gradient_multiplier", 1.0, "Of logits/.", 0.0)
+    whole("hard_example_mining_step", 0, "Steps of its beginning.", 0)
+    flags.DEFINE_bool(
+        "last_layers_contain_logits_only",
+        False,
+        "What --initialize_last_layer=False leaves out: logits/ alone.",
+    )
+    flags.DEFINE_bool("upsample_logits", True, "Else labels are made small.")
+    real("min_scale_factor", 0.5, "Smallest scale of pictures.", 0.1)
+    real("max_scale_factor", 2.0, "Largest scale of pictures.", 0.1)
+    real("scale_factor_step_size", 0.25, "Between them; 0: any.", 0.0)
+    whole("min_resize_value", None, "Short side of all pictures.", 1)
+    whole("max_resize_value", None, "Limit of their long side.", 1)
+    whole("resize_factor", None, "Their sides are k times it plus 1.", 1)
+    text("dataset", "pascal_voc_seg", "Ignored: --data_path tells.")
+
+
+def numbers(given: Optional[Sequence[str]], flag: str) -> list[float]:
+    """Numbers from values such as `1,2,1`, given once or several times."""
+    try:
+        parts = ",".join(map(str, given or ())).split(",")
+        return [float(part) for part in parts if part]
+    except ValueError:
+        raise UserError(
+            f"--{flag}={','.join(given)}: give numbers such as 1,2.5,1"
+        ) from None
