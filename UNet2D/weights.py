@@ -151,16 +151,16 @@ def _some(names: list[str]) -> str:
 
 def save_npz(network: tf.keras.Model, path: str) -> None:
     """Writes all weights; a reader sees the old file or the new one."""
-    arrays = {
-        name: variable.numpy().astype(np.float32)
-        for name, variable in named_variables(network).items()
-    }
     folder = os.path.dirname(os.path.abspath(path))
     with tempfile.NamedTemporaryFile(
         dir=folder, suffix=".part", delete=False
     ) as file:
         try:
-            np.savez(file, **arrays)
+            # As np.savez writes it, but holding one array at a time.
+            with zipfile.ZipFile(file, "w") as archive:
+                for name, variable in named_variables(network).items():
+                    with archive.open(f"{name}.npy", "w") as member:
+                        np.lib.format.write_array(member, variable.numpy())
             file.flush()
             os.chmod(file.name, 0o644)
             os.replace(file.name, path)
