@@ -5,49 +5,33 @@ package still leaves something to look at.
 """
 
 from collections.abc import Sequence
+from typing import Optional
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-# The reference's colours of the classes, as shares of red, green and blue;
-# background has none, and further classes follow a formula.
-CLASS_COLOURS = (
-    (0, 0, 0),
-    (1, 0, 0),
-    (0, 0, 1),
-    (0, 0.5, 0),
-    (0, 1, 1),
-    (1, 1, 0),
-    (1, 0, 1),
-    (0, 1, 0),
-    (0, 0.7, 0.5),
-    (0.5, 0.4, 0),
-    (0.7, 0.7, 0.2),
-    (0.3, 0.2, 0.2),
-    (0.5, 0, 0.7),
-    (1, 0.25, 0.5),
-    (0.5, 0.5, 0.5),
-)
-OVERLAY_SHARE = 0.7  # of the colour, as the reference has it
+from BlitzNet.augment import UNLABELLED
+
+PICTURE_SHARE, COLOUR_SHARE = 130 / 255, 125 / 255  # as the reference has it
+BOX_WIDTH = 3  # pixels
 CURVE_COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44))
 GAP = 4  # pixels between the tiles of a contact sheet
 CAPTION = 14  # pixels of height of a line of text
 TILE = 240  # pixels of width of a tile
 
 
-def class_colours(count: int) -> np.ndarray:
-    """Fixed colours [count, 3], float64 in 0..255."""
-    colours = [[255 * share for share in row] for row in CLASS_COLOURS[:count]]
-    for index in range(len(colours), count):
-        blue = index**3 + 7 * index**2 + 3 * index + 30
-        red = index**2 + 4 * index + 5
-        colours.append([red % 255, 10 * index % 255, blue % 255])
-    return np.array(colours, np.float64)
-
-
 def palette(count: int) -> np.ndarray:
-    """Fixed colours [count, 3], uint8."""
-    return np.round(class_colours(count)).astype(np.uint8)
+    """Pascal VOC's colours [count, 3], uint8, as many as wanted up to 256."""
+    colours = np.zeros((count, 3), np.uint8)
+    for index in range(count):
+        for bit in range(8):
+            # Three bits at a time, spread over the channels from the top.
+            digit = index >> 3 * bit
+            colours[index] |= np.array(
+                [(digit >> channel & 1) << 7 - bit for channel in range(3)],
+                np.uint8,
+            )
+    return colours
 
 
 def overlay(
@@ -57,16 +41,54 @@ def overlay(
 
     Returns float64 in 0..255.
     """
-    colours = class_colours(count)[classes]
-    share = OVERLAY_SHARE * (classes > 0)[..., np.newaxis]
-    return (1.0 - share) * picture + share * colours
+    blended = PICTURE_SHARE * picture + COLOUR_SHARE * palette(count)[classes]
+    return np.where(classes[..., np.newaxis] > 0, blended, picture)
+
+
+def draw_boxes(
+    picture: np.ndarray,
+    boxes: np.ndarray,
+    classes: np.ndarray,
+    names: Sequence[str],
+    scores: Optional[np.ndarray] = None,
+) -> np.ndarray:
+    """Boxes with names and scores on a picture [h, w, 3] uint8.
+
+    Args:
+      picture: is left as it is; the result is a copy.
+      boxes: [n, 4], (top, left, bottom, right), shares of its sides.
+      classes: [n].
+      names: of the classes.
+      scores: [n], or None for the ground truth.
+    """
+    image = Image.fromarray(picture)
+    pen = ImageDraw.Draw(image)
+    height, width = picture.shape[:2]
+    colours = palette(len(names))
+    # The best last, so that they lie on top.
+    for number in range(len(boxes))[::-1]:
+        colour = tuple(map(int, colours[classes[number]]))
+        top, left, bottom, right = boxes[number] * ([height, width] * 2)
+        corners = (left, top, max(right - 1, left), max(bottom - 1, top))
+        pen.rectangle(corners, outline=colour, width=BOX_WIDTH)
+        text = names[classes[number]]
+        if scores is not None:
+            text += f" {scores[number]:.2f}"
+        place = (left + BOX_WIDTH + 1, top + BOX_WIDTH)
+        pen.rectangle(pen.textbbox(place, text), fill=colour)
+        pen.text(place, text, fill="white" if sum(colour) < 384 else "black")
+    return np.asarray(image)
 
 
 def difference(classes: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Wrong pixels in red on a pale copy of the label, [h, w, 3] uint8."""
-    shades = 255 - 40 * np.minimum(label, 3).astype(np.uint8)
-    picture = np.repeat(shades[..., None], 3, -1)
-    picture[classes != label] = (214, 39, 40)
+    """Wrong pixels in red on a pale copy of the label, [h, w, 3] uint8.
+
+    Pixels of the label that do not count are white, and never wrong.
+    """
+    counted = label < UNLABELLED
+    shades = np.where(counted & (label > 0), 200, 255).astype(np.uint8)
+    picture = np.repeat(shades[..., np.newaxis], 3, -1)
+    picture[(classes != label) & counted] = (214, 39, 40)
     return picture
 
 

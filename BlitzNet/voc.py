@@ -1,0 +1,334 @@
+"""Data sets in the layout of Pascal VOC: image sets, annotations, masks.
+
+VOCdevkit/VOC2007 and VOC2012 as they are published, with the masks of SBD
+where they are at hand, and folders of one's own in the same layout.
+"""
+
+import os
+import xml.etree.ElementTree
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+from BlitzNet import pictures, records
+from BlitzNet.augment import UNLABELLED
+from BlitzNet.pictures import Objects, Picture
+from common.npu_config import UserError
+
+CLASSES = (
+    "background aeroplane bicycle bird boat bottle bus car cat chair cow "
+    "diningtable dog horse motorbike person pottedplant sheep sofa train "
+    "tvmonitor"
+).split()
+CLASSES_FILE = "classes.txt"  # of one's own data: a name per line
+CHECKED_PICTURES = 32  # pictures that are decoded unless all are asked for
+READERS = 4  # threads; Pillow lets go of Python's lock while it decodes
+MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")
+LAYOUT_HELP = (
+    "expected VOCdevkit/VOC2007 or VOC2012, TFRecords of records.py, or in "
+    "the folder itself JPEGImages/, Annotations/ and ImageSets/Main/*.txt"
+)
+
+
+class Part(NamedTuple):
+    """A list of pictures.
+
+    Attributes:
+      year: folder of the devkit; empty for data of one's own.
+      split: name of the list.
+      kinds: folders of ImageSets in which it may be; the first counts.
+      records: names that a TFRecord with it may have.
+    """
+
+    year: str
+    split: str
+    kinds: tuple[str, ...]
+    records: tuple[str, ...]
+
+
+def _part(year: str, split: str, segmented: bool = False) -> Part:
+    """A list of the devkit, with all names that its TFRecord has had."""
+    short = f"voc{year[-2:]}"
+    names = [f"{short}-{split}", f"{short}_{split}"]
+    kinds = ("Main",)
+    if segmented:
+        names = [f"{names[0]}-segmentation", f"{names[0]}-seg"]
+        # VOC 2007 lists few pictures for segmentation: masks are optional.
+        if year == "VOC2012":
+            kinds = ("SegmentationAug", "Segmentation")
+    return Part(year, split, kinds, tuple(names))
+
+
+VOC07, VOC12 = "VOC2007", "VOC2012"
+TRAIN_AUG, VAL_SEG = _part(VOC12, "train", True), _part(VOC12, "val", True)
+TEST_07 = _part(VOC07, "test")
+# Parts to train on, and the part to evaluate on.
+DATASETS = {
+    "voc07": ([_part(VOC07, "trainval")], TEST_07),
+    "voc12-train": ([TRAIN_AUG], VAL_SEG),
+    "voc12-val": ([VAL_SEG], VAL_SEG),
+    "voc12-trainval": ([TRAIN_AUG, _part(VOC12, "val")], VAL_SEG),
+    "voc07+12": (
+        [
+            _part(VOC07, "trainval"),
+            _part(VOC12, "train"),
+            _part(VOC12, "val"),
+        ],
+        TEST_07,
+    ),
+    "voc07+12-segmentation": (
+        [_part(VOC07, "trainval", True), TRAIN_AUG],
+        VAL_SEG,
+    ),
+    "voc07+12-segfull": (
+        [_part(VOC07, "trainval", True), TRAIN_AUG, _part(VOC12, "val")],
+        TEST_07,
+    ),
+}
+
+
+def parts_of(
+    data_path: str, dataset: str, train_split: str, test_split: str
+) -> tuple[list[Part], Part]:
+    """The parts to train on, and the part to evaluate on."""
+    own = tuple(
+        Part("", split, ("Main", "Segmentation"), (f"own-{split}",))
+        for split in (train_split, test_split)
+    )
+    if dataset != "auto":
+        return ([own[0]], own[1]) if dataset == "own" else DATASETS[dataset]
+    for name in ("voc07", "voc12-train"):
+        parts, held_out = DATASETS[name]
+        if _find_record(data_path, parts[0]) or _root(data_path, parts[0]):
+            return parts, held_out
+    return [own[0]], own[1]
+
+
+def class_names(data_path: str, count: Optional[int]) -> list[str]:
+    """Names of the classes; what has no name gets its number."""
+    path = os.path.join(data_path, CLASSES_FILE)
+    names = list(CLASSES)
+    if os.path.exists(path):
+        with open(path, encoding="utf8") as file:
+            own = [line.strip() for line in file if line.strip()]
+        names = ["background", *(name for name in own if name != names[0])]
+    count = count or len(names)
+    return names[:count] + [f"class {id_}" for id_ in range(len(names), count)]
+
+
+def _root(data_path: str, part: Part) -> Optional[str]:
+    """The folder with JPEGImages of a part, if there is one."""
+    for place in (("VOCdevkit",), (), ("Datasets", "VOCdevkit")):
+        root = os.path.join(data_path, *place, part.year)
+        if os.path.isdir(os.path.join(root, "JPEGImages")):
+            return root
+    return None
+
+
+def _find_record(data_path: str, part: Part) -> Optional[str]:
+    """The TFRecord of a part, if there is one."""
+    for name in part.records:
+        for place in ((), ("Datasets",)):
+            path = os.path.join(data_path, *place, name)
+            if os.path.isfile(path):
+                return path
+    return None
+
+
+class Reader:
+    """Reads parts of one data set under one choice of classes."""
+
+    def __init__(
+        self,
+        data_path: str,
+        num_classes: Optional[int],
+        ignore_label: int,
+        sbd: Optional[str] = None,
+    ) -> None:
+        """`sbd`: folder of the Semantic Boundaries Dataset's masks."""
+        if not os.path.isdir(data_path):
+            raise UserError(f"--data_path={data_path}: no such folder")
+        self.data_path, self.ignore_label = data_path, ignore_label
+        self.names = class_names(data_path, num_classes)
+        self.sbd = sbd
+
+    def read(self, part: Part, check_all: bool = False) -> list[Picture]:
+        """The pictures of a part, with objects and masks.
+
+        All annotations and masks are read and checked, and of the pictures a
+        sample, or all of them.
+        """
+        record = _find_record(self.data_path, part)
+        if record:
+            found = records.read(record, len(self.names), self.ignore_label)
+        else:
+            found = self._read_devkit(part, check_all)
+        if not any(pair.mask or len(pair.objects.labels) for pair in found):
+            raise UserError(
+                f"{self.data_path}: {part.split} has neither boxes nor masks; "
+                f"{LAYOUT_HELP}"
+            )
+        return found
+
+    def _read_devkit(self, part: Part, check_all: bool) -> list[Picture]:
+        """The pictures of a part from the files of a devkit."""
+        root = _root(self.data_path, part)
+        if root is None:
+            raise UserError(
+                f"{self.data_path}: no {part.year or 'JPEGImages'} in it; "
+                f"{LAYOUT_HELP}; --dataset says which"
+            )
+        stems = self._stems(root, part)
+        step = 1 if check_all else -(-len(stems) // CHECKED_PICTURES)
+        decode = [number % step == 0 for number in range(len(stems))]
+        # In order, so that the first mistake told is the first there is.
+        with ThreadPoolExecutor(READERS) as pool:
+            return list(
+                pool.map(
+                    lambda stem, whole: self._read_one(root, stem, whole),
+                    stems,
+                    decode,
+                )
+            )
+
+    def _stems(self, root: str, part: Part) -> list[str]:
+        """Names of the pictures in a part."""
+        sets = os.path.join(root, "ImageSets")
+        # Before the original list: SBD knows masks of seven times as many.
+        if self.sbd and "SegmentationAug" in part.kinds:
+            if part.split == "train":
+                return records.augmented_list(sets, self.sbd)
+        for kind in part.kinds:
+            path = os.path.join(sets, kind, f"{part.split}.txt")
+            if os.path.exists(path):
+                stems = records.read_list(path)
+                if stems:
+                    return stems
+        raise UserError(
+            f"{sets}: no {' or '.join(part.kinds)}/{part.split}.txt with names "
+            "of pictures; write one name per line, without extension, or "
+            "choose other --train_split and --test_split"
+        )
+
+    def _read_one(self, root: str, stem: str, decode: bool) -> Picture:
+        """Reads what belongs to a picture, and checks that it fits."""
+        path = find_picture(os.path.join(root, "JPEGImages"), stem)
+        image = pictures.open_picture(path, decode=False)
+        width, height = image.size
+        kind, content = pictures.JPEG, b""
+        # What is packed has to be decoded anyway, and only once.
+        if (
+            image.format != pictures.GRAPH_FORMAT
+            or image.mode not in pictures.GRAPH_MODES
+        ):
+            kind = pictures.PACKED
+            content = pictures.pack(pictures.read_picture(path))
+        elif decode:
+            pictures.open_picture(path)
+        else:
+            pictures.check_end(path)
+        size = (height, width)
+        annotation = os.path.join(root, "Annotations", f"{stem}.xml")
+        objects = pictures.no_objects()
+        if os.path.exists(annotation):
+            objects = read_annotation(annotation, size, self.names)
+        mask = self.read_mask(root, stem, size)
+        span = (0, os.path.getsize(path))
+        return Picture(stem, path, span, kind, content, mask, objects, size)
+
+    def read_mask(self, root: str, stem: str, size: tuple[int, int]) -> bytes:
+        """The packed mask of a picture of `size`; empty if it has none."""
+        for folder in MASK_FOLDERS:
+            path = os.path.join(root, folder, f"{stem}.png")
+            if os.path.exists(path):
+                ids = pictures.read_ids(path, size)
+                return self.packed(path, ids)
+        path = os.path.join(self.sbd or "", "cls", f"{stem}.mat")
+        if self.sbd and os.path.exists(path):
+            ids = records.read_sbd(path)
+            pictures.check_size(path, ids.shape, size)
+            return self.packed(path, ids)
+        return b""
+
+    def packed(self, path: str, ids: np.ndarray) -> bytes:
+        """Checks and packs the class ids of a mask."""
+        return pack_mask(path, ids, len(self.names), self.ignore_label)
+
+
+def pack_mask(
+    path: str, ids: np.ndarray, num_classes: int, ignore_label: int
+) -> bytes:
+    """Class ids [h, w] uint8, checked; ignored ones become UNLABELLED."""
+    pictures.check_values(path, ids, num_classes, ignore_label)
+    return pictures.pack(np.where(ids == ignore_label, UNLABELLED, ids))
+
+
+def find_picture(folder: str, stem: str) -> str:
+    """The file of a picture, whatever its format."""
+    for extension in pictures.EXTENSIONS:
+        path = os.path.join(folder, stem + extension)
+        if os.path.exists(path):
+            return path
+    raise UserError(
+        f"{os.path.join(folder, stem)}.jpg: no such picture; add it, or take "
+        "its name off the list in ImageSets"
+    )
+
+
+def read_annotation(
+    path: str, size: tuple[int, int], names: list[str]
+) -> Objects:
+    """The objects of an annotation for a picture of `size`."""
+    try:
+        root = xml.etree.ElementTree.parse(path).getroot()
+        objects = [_read_object(each) for each in root.iter("object")]
+        stated = [
+            int(float(root.findtext(f"size/{side}", "0")))
+            for side in ("height", "width")
+        ]
+    except (xml.etree.ElementTree.ParseError, ValueError, OSError) as error:
+        raise UserError(
+            f"{path}: cannot be read as an annotation ({error}); it must be "
+            "XML as Pascal VOC has it"
+        ) from None
+    # Some tools leave the size out, or write 0.
+    if any(stated) and tuple(stated) != tuple(size):
+        raise UserError(
+            f"{path}: says {stated[1]}x{stated[0]} pixels, its picture has "
+            f"{size[1]}x{size[0]}; they must be equal"
+        )
+    if not objects:
+        return pictures.no_objects()
+    unknown = sorted({name for name, _, _ in objects} - set(names[1:]))
+    if unknown:
+        raise UserError(
+            f"{path}: unknown class {', '.join(map(repr, unknown[:4]))}; known "
+            f"are {', '.join(names[1:])}; name your own in {CLASSES_FILE}"
+        )
+    height, width = size
+    corners = np.array([box for _, box, _ in objects])
+    pictures.check_boxes(path, corners, (width, height))
+    boxes = np.concatenate(
+        [corners[:, :2], corners[:, 2:] - corners[:, :2]], 1
+    )
+    return Objects(
+        (boxes / [width, height, width, height]).astype(np.float32),
+        np.array([names.index(name) for name, _, _ in objects], np.int32),
+        np.array([difficult for _, _, difficult in objects], bool),
+    )
+
+
+def _read_object(
+    element: xml.etree.ElementTree.Element,
+) -> tuple[str, list[float], bool]:
+    """Name, corners and difficulty; VOC's persons have parts with boxes."""
+    corners = []
+    for side in ("xmin", "ymin", "xmax", "ymax"):
+        text = element.findtext(f"bndbox/{side}")
+        if text is None:
+            raise ValueError(f"an object without bndbox/{side}")
+        corners.append(float(text))
+    name = (element.findtext("name") or "").strip()
+    difficult = int(element.findtext("difficult") or 0)
+    return name, corners, bool(difficult)
