@@ -79,7 +79,9 @@ def change_colours(
             pixels = changes[letter](pixels)
         return pixels
 
-    branches = [lambda letters=letters: in_order(letters) for letters in ORDERS]
+    branches = [
+        lambda letters=letters: in_order(letters) for letters in ORDERS
+    ]
     return tf.clip_by_value(tf.switch_case(order, branches), 0.0, 1.0)
 
 

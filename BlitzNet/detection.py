@@ -7,8 +7,11 @@ too, so that exports can hold it.
 from typing import NamedTuple
 
 import tensorflow as tf
+from absl import flags
 
 from BlitzNet import anchors
+
+FLAGS = flags.FLAGS
 
 
 class Limits(NamedTuple):
@@ -20,6 +23,33 @@ class Limits(NamedTuple):
     top_k_after_nms: int = 50
     top_k_post_nms: int = 200
     eval_min_conf: float = 0.0
+
+    @classmethod
+    def of(cls, values: dict[str, object]) -> "Limits":
+        """The limits that the flags of a run fix."""
+        return cls(**{name: values[name] for name in cls._fields})
+
+
+LIMITS = Limits()
+OVERLAP = "voc_iou_thresh"
+
+
+def define_flags() -> None:
+    """Defines the flags of what is kept, and of what counts as found."""
+    real, whole = flags.DEFINE_float, flags.DEFINE_integer
+    real("conf_thresh", LIMITS.conf_thresh, "Least score.", 0.0, 1.0)
+    real("nms_thresh", LIMITS.nms_thresh, "Most overlap of two.", 0.0, 1.0)
+    whole("top_k_nms", LIMITS.top_k_nms, "Candidates per class.", 1)
+    whole("top_k_after_nms", LIMITS.top_k_after_nms, "Kept per class.", 1)
+    whole("top_k_post_nms", LIMITS.top_k_post_nms, "Kept per picture.", 1)
+    real("eval_min_conf", LIMITS.eval_min_conf, "Least score kept.", 0.0, 1.0)
+    real(OVERLAP, 0.5, "Overlap above which an object is found.", 0.0, 1.0)
+
+
+def given_flags() -> dict[str, object]:
+    """Those of the flags above that the command line gives."""
+    names = (*Limits._fields, OVERLAP)
+    return {name: FLAGS[name].value for name in names if FLAGS[name].present}
 
 
 class Detections(NamedTuple):

@@ -44,9 +44,7 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 def smooth_l1(difference: tf.Tensor) -> tf.Tensor:
     """Half the square up to 1, beyond it the distance less one half."""
     distance = tf.abs(difference)
-    return tf.where(
-        distance < 1.0, 0.5 * tf.square(distance), distance - 0.5
-    )
+    return tf.where(distance < 1.0, 0.5 * tf.square(distance), distance - 0.5)
 
 
 def hard_negatives(

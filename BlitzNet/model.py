@@ -275,7 +275,10 @@ class DetectionHead(tf.keras.layers.Layer):
 
     def build(self, input_shape: Sequence) -> None:
         """Makes kernels [3, 3, c, 6 * 4] and [3, 3, c, 6 * C], and biases."""
-        for name, values in (("location", 4), ("confidence", self.num_classes)):
+        for name, values in (
+            ("location", 4),
+            ("confidence", self.num_classes),
+        ):
             kernel = self.add_weight(
                 name=f"{name}_kernel",
                 shape=(3, 3, input_shape[-1], PRIORS * values),
@@ -445,7 +448,9 @@ def _segment(
             activation="relu",
             name=name,
         )(features)
-        parts.append(ResizeTo(finest, "nearest", name=f"{name}.resize")(reduced))
+        parts.append(
+            ResizeTo(finest, "nearest", name=f"{name}.resize")(reduced)
+        )
     logits = SegmentationHead(
         architecture.num_classes,
         3,

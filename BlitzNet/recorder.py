@@ -10,9 +10,9 @@ from typing import Callable
 import tensorflow as tf
 from absl import flags
 
-from common import npu_config
-from BlitzNet import evaluate, progress, run_folder, visuals, weights
+from BlitzNet import evaluate, pictures, progress, run_folder, visuals, weights
 from BlitzNet.launch import Stopped
+from common import npu_config
 
 FLAGS = flags.FLAGS
 
@@ -30,7 +30,9 @@ class Recorder:
     ) -> None:
         self.runtime, self.path, self.schedule = runtime, path, schedule
         self.network, self.checkpoints = network, checkpoints
-        self.evaluation_step = evaluate.make_evaluation_step(network)
+        values = FLAGS.flag_values_dict()
+        self.judge = evaluate.make_judge(values, network)
+        self.metric = evaluate.metric_of(values)
         self.clock = progress.Clock(FLAGS.warmup_steps)
         self.window: list[dict[str, tf.Tensor]] = []
         self.writes = runtime.rank == 0
@@ -61,19 +63,25 @@ class Recorder:
         """Pictures that all ranks see in one step."""
         return FLAGS.batch_size * self.runtime.size
 
-    def evaluate(self, step: int, batches: tf.data.Dataset) -> None:
+    def evaluate(self, step: int, pairs: list[pictures.Picture]) -> None:
         """Evaluates on all ranks; keeps the best weights apart."""
+        values = FLAGS.flag_values_dict()
         table, rows = evaluate.evaluate(
-            self.evaluation_step, FLAGS.num_classes, batches, self.runtime
+            self.judge, values, pairs, self.runtime
         )
-        metric = table[evaluate.METRIC]
+        metric = table[self.metric]
         # Only one rank writes, but all have computed the table together.
         if self.writes:
             sheet = f"{self.path}/images/step_{step:06d}.png"
             evaluate.save_sheet(sheet, rows)
             self.log.write(step, {"evaluation": table})
             self.log.write_image(step, "evaluation", sheet)
-            print(f"evaluation at step {step}: {evaluate.METRIC} {metric:.4f}")
+            shown = "  ".join(
+                f"{name} {value:.4f}"
+                for name, value in table.items()
+                if isinstance(value, float)
+            )
+            print(f"evaluation at step {step}: {shown}")
             if metric > float(self.checkpoints.best):
                 self.checkpoints.best.assign(metric)
                 self.checkpoints.save_best(step)
@@ -103,8 +111,8 @@ class Recorder:
         if not self.writes:
             return {"metric": None}
         losses = self.log.curve("total_loss")
-        metric = self.log.curve("evaluation", evaluate.METRIC)
-        curves = {"total_loss": losses, evaluate.METRIC: metric}
+        metric = self.log.curve("evaluation", self.metric)
+        curves = {"total_loss": losses, self.metric: metric}
         visuals.draw_curves(curves).save(f"{self.path}/images/curves.png")
         # The last evaluation, not the best: choosing the best on the held-out
         # pictures would flatter the run.
@@ -112,7 +120,7 @@ class Recorder:
         result = {
             "model": model,
             "step": int(self.checkpoints.step),
-            "metric_name": evaluate.METRIC,
+            "metric_name": self.metric,
             "metric": metric[-1][1] if metric else None,
             "best_metric": max((value for _, value in metric), default=None),
             "loss_first": losses[0][1] if losses else None,

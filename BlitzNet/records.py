@@ -9,7 +9,6 @@ in it they lie.
 
 import io
 import os
-import shutil
 import sys
 
 import numpy as np
@@ -261,33 +260,25 @@ def define_flags() -> None:
     text("data_path", None, "Data set in the layout of Pascal VOC.")
     text("output", None, "Folder for the TFRecords.")
     text("sbd", None, "SBD's folder dataset/, for its masks.")
-    flags.DEFINE_enum(
-        "dataset", "auto", ["auto", "own", *voc.DATASETS], "What to convert."
-    )
-    text("train_split", "train", "Own data: list to train on.")
-    text("test_split", "val", "Own data: list to evaluate on.")
-    flags.DEFINE_integer("num_classes", None, "Classes; none: as named.", 2)
-    flags.DEFINE_integer("ignore_label", 255, "Label that does not count.")
+    voc.define_flags()
     flags.mark_flags_as_required(["data_path", "output"])
 
 
 def main() -> None:
     """Writes a TFRecord for each part of the data set."""
-    reader = voc.Reader(
-        FLAGS.data_path, FLAGS.num_classes, FLAGS.ignore_label, FLAGS.sbd
-    )
-    parts, held_out = voc.parts_of(
-        FLAGS.data_path, FLAGS.dataset, FLAGS.train_split, FLAGS.test_split
-    )
+    values = FLAGS.flag_values_dict()
+    reader = voc.Reader.of(values, FLAGS.sbd)
+    parts, held_out = voc.parts_of(values)
     os.makedirs(FLAGS.output, exist_ok=True)
     for part in dict.fromkeys([*parts, held_out]):
         pairs = reader.read(part)
         path = os.path.join(FLAGS.output, part.records[0])
         write(path, pairs)
         print(f"{path}: {pictures.describe(pairs, reader.names)}")
-    names = os.path.join(FLAGS.data_path, voc.CLASSES_FILE)
-    if os.path.exists(names):
-        shutil.copy(names, FLAGS.output)
+    # Records hold numbers; whoever reads them needs the names too.
+    path = os.path.join(FLAGS.output, voc.CLASSES_FILE)
+    with open(path, "w", encoding="utf8") as file:
+        file.write("\n".join([*reader.names[1:], ""]))
 
 
 if __name__ == "__main__":

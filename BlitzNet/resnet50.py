@@ -96,9 +96,7 @@ def read(
             return _read_hdf5(path)
     values = read_checkpoint(path)
     return {
-        name: value
-        for name, value in values.items()
-        if name.startswith(SCOPE)
+        name: value for name, value in values.items() if name.startswith(SCOPE)
     }
 
 

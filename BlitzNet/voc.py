@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Optional
 
 import numpy as np
+from absl import flags
 
 from BlitzNet import pictures, records
 from BlitzNet.augment import UNLABELLED
@@ -88,31 +89,59 @@ DATASETS = {
 }
 
 
-def parts_of(
-    data_path: str, dataset: str, train_split: str, test_split: str
-) -> tuple[list[Part], Part]:
-    """The parts to train on, and the part to evaluate on."""
-    own = tuple(
-        Part("", split, ("Main", "Segmentation"), (f"own-{split}",))
-        for split in (train_split, test_split)
+def define_flags() -> None:
+    """Defines the flags that say what is read, and with which classes."""
+    text, whole = flags.DEFINE_string, flags.DEFINE_integer
+    flags.DEFINE_enum(
+        "dataset",
+        "auto",
+        ["auto", "own", *DATASETS],
+        "What of data_path to use; auto: what is there.",
     )
-    if dataset != "auto":
-        return ([own[0]], own[1]) if dataset == "own" else DATASETS[dataset]
-    for name in ("voc07", "voc12-train"):
+    text("train_split", "train", "Own data: list to train on.")
+    text("test_split", "val", "Own data: list to evaluate on.")
+    flags.DEFINE_list(
+        "classes", None, "Names but for background; none: see README."
+    )
+    whole("num_classes", None, "Classes of the labels.", 2, 255)
+    whole("ignore_label", 255, "Label value that does not count.")
+
+
+def parts_of(values: dict[str, object]) -> tuple[list[Part], Part]:
+    """The parts to train on, and the part to evaluate on, by the flags."""
+    train, test = (
+        Part("", split, ("Main", "Segmentation"), (f"own-{split}",))
+        for split in (values["train_split"], values["test_split"])
+    )
+    dataset, path = values["dataset"], values["data_path"]
+    if dataset in DATASETS:
+        return DATASETS[dataset]
+    # Only `auto` looks what there is.
+    for name in ("voc07", "voc12-train") if dataset == "auto" else ():
         parts, held_out = DATASETS[name]
-        if _find_record(data_path, parts[0]) or _root(data_path, parts[0]):
+        if _find_record(path, parts[0]) or _root(path, parts[0]):
             return parts, held_out
-    return [own[0]], own[1]
+    return [train], test
 
 
-def class_names(data_path: str, count: Optional[int]) -> list[str]:
-    """Names of the classes; what has no name gets its number."""
+def class_names(
+    data_path: str, classes: Optional[list[str]], count: Optional[int]
+) -> list[str]:
+    """Names of the classes, background first.
+
+    Args:
+      data_path: may hold CLASSES_FILE.
+      classes: names without background, which have the first say.
+      count: how many there are; what has no name gets its number.
+    """
     path = os.path.join(data_path, CLASSES_FILE)
     names = list(CLASSES)
-    if os.path.exists(path):
+    if classes:
+        names[1:] = classes
+    elif os.path.exists(path):
         with open(path, encoding="utf8") as file:
             own = [line.strip() for line in file if line.strip()]
-        names = ["background", *(name for name in own if name != names[0])]
+        names[1:] = [name for name in own if name != names[0]]
     count = count or len(names)
     return names[:count] + [f"class {id_}" for id_ in range(len(names), count)]
 
@@ -142,16 +171,24 @@ class Reader:
     def __init__(
         self,
         data_path: str,
-        num_classes: Optional[int],
+        names: list[str],
         ignore_label: int,
         sbd: Optional[str] = None,
     ) -> None:
-        """`sbd`: folder of the Semantic Boundaries Dataset's masks."""
+        """`names`: of the classes; `sbd`: a folder of SBD's masks."""
         if not os.path.isdir(data_path):
             raise UserError(f"--data_path={data_path}: no such folder")
         self.data_path, self.ignore_label = data_path, ignore_label
-        self.names = class_names(data_path, num_classes)
-        self.sbd = sbd
+        self.names, self.sbd = names, sbd
+
+    @classmethod
+    def of(
+        cls, values: dict[str, object], sbd: Optional[str] = None
+    ) -> "Reader":
+        """The reader that the flags of a run describe."""
+        path = values["data_path"]
+        names = class_names(path, values["classes"], values["num_classes"])
+        return cls(path, names, values["ignore_label"], sbd)
 
     def read(self, part: Part, check_all: bool = False) -> list[Picture]:
         """The pictures of a part, with objects and masks.

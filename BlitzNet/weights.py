@@ -11,7 +11,6 @@ import zipfile
 import numpy as np
 import tensorflow as tf
 
-from common.npu_config import UserError
 from BlitzNet import resnet50
 from BlitzNet.model import (
     PRIORS,
@@ -19,6 +18,7 @@ from BlitzNet.model import (
     DetectionHead,
     SegmentationHead,
 )
+from common.npu_config import UserError
 
 # What a TF1 checkpoint of the reference holds beside weights: optimiser
 # slots, the step and the loss scale of the Ascend port.

@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 
 from BlitzNet import augment
-from BlitzNet.augment import Recipe, Sample
-from BlitzNet.model import Architecture, resize
+from BlitzNet.augment import Recipe
+from BlitzNet.model import resize
 
 RECIPE = Recipe("paper", 96, 24, 0.5, False)
 
@@ -34,9 +34,7 @@ def test_zoom_out(golden: dict[str, np.ndarray]) -> None:
     assert whole.numpy().tolist() == golden["zoom_shape"][:2].tolist()
     fill = tf.constant(augment.CANVAS_RGB)
     image = augment.cut(golden["img"], -canvas.before, whole, fill)
-    mask = augment.cut(
-        golden["seg"], -canvas.before, whole, tf.zeros([1])
-    )
+    mask = augment.cut(golden["seg"], -canvas.before, whole, tf.zeros([1]))
     both = np.concatenate([image, mask], -1)[::6, ::6]
     np.testing.assert_allclose(both, golden["zoom_img_stride6"], atol=1e-5)
     boxes = augment.zoom_boxes(golden["boxes"], canvas, size)
@@ -73,9 +71,7 @@ def test_flip_and_final_sizes(golden: dict[str, np.ndarray]) -> None:
     )
     mask = resize(golden["seg"][np.newaxis], [75, 75], "nearest")[0, ..., 0]
     np.testing.assert_array_equal(mask, golden["final_seg"])
-    boxes, labels = augment.drop_small(
-        golden["boxes"], golden["labels"], 300
-    )
+    boxes, labels = augment.drop_small(golden["boxes"], golden["labels"], 300)
     np.testing.assert_allclose(boxes, golden["final_boxes"], atol=1e-6)
     np.testing.assert_array_equal(labels, golden["final_labels"])
 

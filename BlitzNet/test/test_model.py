@@ -285,16 +285,19 @@ def test_frozen_batch_norm_stays() -> None:
     images = tf.random.stateless_uniform([2, 96, 96, 3], [0, 1])
     network = create_model(SMALL, Norm(frozen=True))
     fill(network)
-    before = {n: v.numpy() for n, v in weights.named_variables(network).items()}
+    before = {
+        n: v.numpy() for n, v in weights.named_variables(network).items()
+    }
     trained = network(images, training=True)["location"]
     np.testing.assert_array_equal(trained, network(images)["location"])
     after = {n: v.numpy() for n, v in weights.named_variables(network).items()}
     for name, value in before.items():
         np.testing.assert_array_equal(after[name], value)
     heads = 2 * (2 * 7 + 8)
-    assert len(network.trainable_variables) == heads + len(
-        weights.kernels(network)
-    ) - heads // 2
+    assert (
+        len(network.trainable_variables)
+        == heads + len(weights.kernels(network)) - heads // 2
+    )
 
 
 def test_batch_norm_over_ranks_is_that_of_the_whole_batch() -> None:
