@@ -31,7 +31,7 @@ def scales_of(architecture: Architecture) -> list[float]:
 
 
 def priors(architecture: Architecture) -> np.ndarray:
-    """The prior boxes [A, 4], float32: by map, row, column, kind; unclipped."""
+    """The prior boxes [A, 4]: by map, row, column and kind; unclipped."""
     scales = scales_of(architecture)
     boxes = []
     for number, cells in enumerate(architecture.map_sizes()):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from BlitzNet import anchors
-from BlitzNet.model import resize
+from BlitzNet.layers import resize
 
 # The reference's ranges, for --augment=paper.
 BRIGHTNESS, HUE = 0.125, 0.07  # largest change

@@ -28,7 +28,8 @@ from BlitzNet import (
 )
 from BlitzNet.augment import UNLABELLED
 from BlitzNet.launch import launch
-from BlitzNet.model import Architecture, create_model, resize
+from BlitzNet.layers import resize
+from BlitzNet.model import Architecture, create_model
 from common import npu_config
 
 FLAGS = flags.FLAGS
@@ -101,16 +102,27 @@ class Judge:
         self, image: tf.Tensor, size: tf.Tensor
     ) -> dict[str, tf.Tensor]:
         """Also `predicted`, class ids [*size] uint8 of the mask."""
-        outputs = self.network(image, training=False)
+        return self.finish(self.network(image, training=False), size)
+
+    def finish(
+        self, outputs: dict[str, tf.Tensor], size: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """What _infer gives, from the network's outputs."""
         results = self.find(outputs)
         if "segmentation" in outputs:
             results["predicted"] = segment(outputs["segmentation"], size)
         return results
 
     def _step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Also `confusion`, see metrics."""
-        mask = batch["mask"][0]
-        results = self._infer(batch["image"], tf.shape(mask))
+        """The results for a picture, compared with its mask."""
+        outputs = self.network(batch["image"], training=False)
+        return self.compare(outputs, batch["mask"][0])
+
+    def compare(
+        self, outputs: dict[str, tf.Tensor], mask: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """What `finish` gives, and `confusion`; see metrics."""
+        results = self.finish(outputs, tf.shape(mask))
         if "predicted" in results:
             results["confusion"] = metrics.confusion(
                 tf.cast(results["predicted"], tf.int32), mask, self.classes

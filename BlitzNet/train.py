@@ -23,6 +23,7 @@ from BlitzNet import (
     detection,
     evaluate,
     losses,
+    model,
     pictures,
     predict,
     run_folder,
@@ -31,7 +32,8 @@ from BlitzNet import (
     weights,
 )
 from BlitzNet.launch import Stopped, launch, stop_softly
-from BlitzNet.model import Architecture, Norm, create_model
+from BlitzNet.layers import Norm
+from BlitzNet.model import Architecture
 from BlitzNet.optimizer import FusedAdam
 from BlitzNet.recorder import Recorder
 from common import npu_config
@@ -100,7 +102,7 @@ def define_flags() -> None:
         "sync_batch_norm", True, "Take batch statistics over all ranks."
     )
     whole("seed", 0, "Of weights, order, augmentation.", 0)
-    define_architecture_flags()
+    model.define_flags()
     voc.define_flags()
     for name in ("num_classes", "ignore_label", "dataset"):
         flags.declare_key_flag(name)
@@ -132,42 +134,6 @@ def define_flags() -> None:
         flags.DEFINE_alias(alias, name)
 
 
-def define_architecture_flags() -> None:
-    """Defines the flags that fix the network's variables."""
-    whole, default = flags.DEFINE_integer, Architecture()
-    flags.DEFINE_enum("trunk", "resnet50", ["resnet50"], "The only one.")
-    whole("image_size", default.image_size, "Side of inputs: 300, 512.", 64)
-    flags.DEFINE_bool("x4", default.x4, "Heads from stride 4 on, else 8.")
-    flags.DEFINE_bool("detect", None, "Find boxes; none: unless only segment.")
-    flags.DEFINE_bool("segment", None, "Find masks; none: unless only detect.")
-    whole("base_filters", default.base_filters, "Of the first convolution.", 1)
-    whole("top_fm", None, "Channels going up; none: 8 base_filters.", 4)
-    whole(
-        "n_base_channels",
-        default.n_base_channels,
-        "Channels of a map in the segmentation head.",
-        1,
-    )
-    whole(
-        "seg_filter_size",
-        default.seg_filter_size,
-        "Side of the segmentation head's convolutions.",
-        1,
-    )
-    flags.DEFINE_enum(
-        "head",
-        default.head,
-        ["nonshared", "shared"],
-        "Detection weights for each map, or for all.",
-    )
-    flags.DEFINE_enum(
-        "resize",
-        default.resize,
-        ["bilinear", "nearest"],
-        "How maps grow on the way up.",
-    )
-
-
 def check_flags() -> None:
     """Refuses combinations that could only fail later."""
     # As in the seed's commands, --detect alone leaves segmentation out.
@@ -185,8 +151,8 @@ def check_flags() -> None:
         *steps,
     ]:
         raise UserError(
-            f"--lr_decay={','.join(FLAGS.lr_decay)}: give steps that increase, "
-            f"above warmup_step {FLAGS.warmup_step}, such as 25000,35000"
+            f"--lr_decay={','.join(FLAGS.lr_decay)}: give rising steps above "
+            f"warmup_step {FLAGS.warmup_step}, such as 25000,35000"
         )
 
 
@@ -285,7 +251,9 @@ def create_network(
         runtime.all_reduce if together else None,
         runtime.size,
     )
-    network = create_model(Architecture.of(FLAGS.flag_values_dict()), norm)
+    network = model.create_model(
+        Architecture.of(FLAGS.flag_values_dict()), norm
+    )
     # Before anything is written: a file that does not fit stops the run.
     trunk = find_trunk_weights()
     # A checkpoint has the last word, since it holds what training made of it.

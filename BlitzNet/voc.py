@@ -243,8 +243,8 @@ class Reader:
                 if stems:
                     return stems
         raise UserError(
-            f"{sets}: no {' or '.join(part.kinds)}/{part.split}.txt with names "
-            "of pictures; write one name per line, without extension, or "
+            f"{sets}: no {' or '.join(part.kinds)}/{part.split}.txt with "
+            "names of pictures; write one per line, without extension, or "
             "choose other --train_split and --test_split"
         )
 
@@ -340,8 +340,9 @@ def read_annotation(
     unknown = sorted({name for name, _, _ in objects} - set(names[1:]))
     if unknown:
         raise UserError(
-            f"{path}: unknown class {', '.join(map(repr, unknown[:4]))}; known "
-            f"are {', '.join(names[1:])}; name your own in {CLASSES_FILE}"
+            f"{path}: unknown class {', '.join(map(repr, unknown[:4]))}; "
+            f"known are {', '.join(names[1:])}; name your own in "
+            f"{CLASSES_FILE}"
         )
     height, width = size
     corners = np.array([box for _, box, _ in objects])

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from BlitzNet import resnet50
-from BlitzNet.model import (
+from BlitzNet.layers import (
     PRIORS,
     ConvolutionNorm,
     DetectionHead,

@@ -7,10 +7,7 @@ import pytest
 import tensorflow as tf
 
 from BlitzNet import augment
-from BlitzNet.augment import Recipe
-from BlitzNet.model import resize
-
-RECIPE = Recipe("paper", 96, 24, 0.5, False)
+from BlitzNet.layers import resize
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,315 @@
+"""Exports a run of BlitzNet and proves each export against the live network.
+
+python BlitzNet/export.py --run=RUN --output=DIR [--formats=savedmodel,pb,…]
+savedmodel, a frozen pb (for Ascend's atc), tflite, onnx (needs tf2onnx and
+onnxruntime) and tf1, a checkpoint with the TF1 reference's names, give the
+heads' outputs. The nms_ formats give boxes, scores, classes and mask.
+"""
+
+import importlib.util
+import os
+import sys
+from typing import Callable, Optional
+
+import numpy as np
+import tensorflow as tf
+from absl import flags
+from tensorflow.python.framework.convert_to_constants import (
+    convert_variables_to_constants_v2,
+)
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from BlitzNet import anchors, detection, run_folder, weights
+from BlitzNet.launch import launch
+from BlitzNet.model import Architecture, create_model
+from common import npu_config
+from common.npu_config import UserError
+
+FLAGS = flags.FLAGS
+# The seed's node names: confidence, location, and the segmentation's last
+# convolution, whose number follows from the architecture.
+IMAGE, CONFIDENCE, LOCATION = "input", "concat_1", "concat_2"
+TOLERANCE = 1e-5  # largest difference, as a share of the largest output
+ONNX_PACKAGES = ("tf2onnx", "onnxruntime")
+Outputs = dict[str, np.ndarray]
+
+
+def define_flags() -> None:
+    """Defines the flags of the export."""
+    npu_config.define_flags()
+    # An export serves other devices; it should not carry this one's bfloat16.
+    FLAGS.set_default("precision_mode", "force_fp32")
+    flags.DEFINE_string("run", None, "Run folder: --output_path of train.py.")
+    flags.DEFINE_string("output", None, "Folder for the exports.")
+    flags.DEFINE_list("formats", list(EXPORTERS), "Which to write.")
+    flags.DEFINE_integer(
+        "batch_size", 1, "Fixed batch of pb, tflite, onnx.", 1
+    )
+    flags.mark_flags_as_required(["run", "output"])
+
+
+class Graph:
+    """A function of pictures, frozen, with what it answers to a picture."""
+
+    def __init__(
+        self,
+        function: Callable[[tf.Tensor], dict[str, tf.Tensor]],
+        network: tf.keras.Model,
+        shape: tuple,
+    ) -> None:
+        self.network, self.shape = network, shape
+        # Noise reaches every weight; a flat picture would hide differences.
+        rng = np.random.RandomState(0)
+        self.images = rng.uniform(0, 1, shape).astype(np.float32)
+        self.serve = tf.function(function)
+        self.expected = self.answer()
+        self.frozen = convert_variables_to_constants_v2(
+            self.serve.get_concrete_function(self.spec(shape[0]))
+        )
+        self.graph_def = self.frozen.graph.as_graph_def()
+
+    def answer(self) -> Outputs:
+        """What the live network answers."""
+        outputs = self.serve(tf.constant(self.images))
+        return {name: value.numpy() for name, value in outputs.items()}
+
+    def spec(self, batch_size: Optional[int]) -> tf.TensorSpec:
+        """Signature for a fixed or any batch size."""
+        return tf.TensorSpec(
+            (batch_size, *self.shape[1:]), tf.float32, name=IMAGE
+        )
+
+
+class Live:
+    """The live network as the graphs that are exported."""
+
+    def __init__(self, run: str, batch_size: int) -> None:
+        values = run_folder.read_flags(run)
+        self.architecture = Architecture.of(values)
+        self.limits = detection.Limits.of(values)
+        self.network = create_model(self.architecture)
+        weights.load(self.network, run)
+        self.prior_boxes = anchors.priors(self.architecture)
+        side = self.architecture.image_size
+        self.heads = Graph(
+            self.raw_outputs, self.network, (batch_size, side, side, 3)
+        )
+
+    def finished(self) -> Graph:
+        """The graph of the nms_ formats, for one picture."""
+        shape = (1, *self.heads.shape[1:])
+        return Graph(self.detect, self.network, shape)
+
+    def raw_outputs(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
+        """RGB in [0, 1] to the heads' outputs by the seed's names."""
+        outputs = self.network(image, training=False)
+        last = self.architecture.segmentation_scope().split("/")[1]
+        names = {
+            "confidence": CONFIDENCE,
+            "location": LOCATION,
+            "segmentation": f"ssd_2/{last}/BiasAdd",
+        }
+        return {
+            names[head]: tf.identity(value, name=names[head])
+            for head, value in outputs.items()
+        }
+
+    def detect(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
+        """RGB in [0, 1] to boxes (top, left, bottom, right), and the mask."""
+        outputs = self.network(image, training=False)
+        results = {}
+        if "confidence" in outputs:
+            found = detection.detect(
+                outputs["confidence"][0],
+                outputs["location"][0],
+                tf.constant(self.prior_boxes),
+                self.limits,
+            )
+            results.update(found._asdict())
+        if "segmentation" in outputs:
+            results["mask"] = tf.argmax(
+                outputs["segmentation"][0], -1, tf.int32
+            )
+        return {
+            name: tf.identity(value, name=name)
+            for name, value in results.items()
+        }
+
+
+def export_savedmodel(graph: Graph, output: str, name: str) -> Outputs:
+    """SavedModel, of the heads for any batch size."""
+    path = os.path.join(output, f"{name}saved_model")
+    module = tf.Module()
+    module.network = graph.network
+    module.serve = graph.serve
+    count = 1 if name else None
+    signature = graph.serve.get_concrete_function(graph.spec(count))
+    tf.saved_model.save(module, path, {"serving_default": signature})
+    # Kept in a name: TF 2.6 forgets the variables with the loaded object.
+    loaded = tf.saved_model.load(path)
+    serve = loaded.signatures["serving_default"]
+    outputs = serve(**{IMAGE: tf.constant(graph.images)})
+    return {name: value.numpy() for name, value in outputs.items()}
+
+
+def export_pb(graph: Graph, output: str, name: str) -> Outputs:
+    """Frozen GraphDef with a fixed input shape."""
+    file_name = f"{name}blitznet.pb"
+    tf.io.write_graph(graph.graph_def, output, file_name, as_text=False)
+    with open(os.path.join(output, file_name), "rb") as file:
+        graph_def = tf.compat.v1.GraphDef.FromString(file.read())
+    with tf.Graph().as_default() as loaded:
+        tf.import_graph_def(graph_def, name="")
+        with tf.compat.v1.Session(graph=loaded) as session:
+            fetches = {each: f"{each}:0" for each in graph.expected}
+            return session.run(fetches, {f"{IMAGE}:0": graph.images})
+
+
+def export_tflite(graph: Graph, output: str, name: str) -> Outputs:
+    """TFLite, converted from the frozen graph, run by its interpreter."""
+    # From the frozen function: TF 2.18 converts a SavedModel of Keras 3 to
+    # garbage without a word.
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([graph.frozen])
+    content = converter.convert()
+    path = os.path.join(output, f"{name}blitznet.tflite")
+    with open(path, "wb") as file:
+        file.write(content)
+    interpreter = tf.lite.Interpreter(model_content=content)
+    interpreter.allocate_tensors()
+    (feed,) = interpreter.get_input_details()
+    interpreter.set_tensor(feed["index"], graph.images)
+    interpreter.invoke()
+    # In the order of the names, which the file does not keep.
+    details = sorted(
+        interpreter.get_output_details(), key=lambda each: each["name"]
+    )
+    values = [interpreter.get_tensor(each["index"]) for each in details]
+    return dict(zip(sorted(graph.expected), values))
+
+
+def export_onnx(graph: Graph, output: str, name: str) -> Outputs:
+    """ONNX, converted from the frozen graph, run by onnxruntime."""
+    import onnxruntime
+    import tf2onnx
+
+    path = os.path.join(output, f"{name}blitznet.onnx")
+    fetches = [f"{each}:0" for each in graph.expected]
+    tf2onnx.convert.from_graph_def(
+        graph.graph_def,
+        input_names=[f"{IMAGE}:0"],
+        output_names=fetches,
+        opset=15,
+        output_path=path,
+    )
+    session = onnxruntime.InferenceSession(path)
+    values = session.run(fetches, {f"{IMAGE}:0": graph.images})
+    return dict(zip(graph.expected, values))
+
+
+def export_tf1(graph: Graph, output: str, _: str) -> Outputs:
+    """TF1 checkpoint; read back into the live network."""
+    prefix = os.path.join(output, "tf1", "model.ckpt")
+    os.makedirs(os.path.dirname(prefix), exist_ok=True)
+    weights.save_tf1(graph.network, prefix, run_folder.last_step(FLAGS.run))
+    weights.load(graph.network, prefix)
+    return graph.answer()
+
+
+NMS = "nms_"  # before the formats that hold decoding and suppression
+EXPORTERS: dict[str, Callable[[Graph, str, str], Outputs]] = {
+    "savedmodel": export_savedmodel,
+    "pb": export_pb,
+    "tflite": export_tflite,
+    "onnx": export_onnx,
+    "tf1": export_tf1,
+    "nms_savedmodel": export_savedmodel,
+    "nms_tflite": export_tflite,
+    "nms_onnx": export_onnx,
+}
+
+
+def cannot_export(name: str) -> Optional[str]:
+    """Why a format is left out here, or None."""
+    missing = [
+        package
+        for package in ONNX_PACKAGES
+        if name.endswith("onnx") and importlib.util.find_spec(package) is None
+    ]
+    if missing:
+        return f"needs pip install {' '.join(missing)}"
+    return None
+
+
+def difference(outputs: Outputs, expected: Outputs) -> float:
+    """Largest difference as a share of an output's largest value.
+
+    Detections whose scores lie within TOLERANCE of each other may change
+    places, and classes of a mask that do: they are no difference.
+    """
+    scores = expected.get("scores")
+    worst = 0.0
+    for name, wanted in expected.items():
+        if outputs[name].shape != wanted.shape:
+            return float("inf")
+        apart = np.abs(outputs[name].astype(np.float64) - wanted)
+        if name in ("boxes", "classes"):
+            gaps = np.abs(np.diff(scores, prepend=2.0, append=-1.0))
+            apart = apart[np.minimum(gaps[1:], gaps[:-1]) > TOLERANCE]
+        elif name == "mask":
+            apart = np.array([float((apart > 0).mean() > 1e-3)])
+        largest = max(np.abs(wanted).max(), 1e-30)
+        worst = max(worst, apart.max(initial=0.0) / largest)
+    return worst
+
+
+def atc_command(live: Live) -> str:
+    """The seed's command for an Ascend 310."""
+    shape = ",".join(map(str, live.heads.shape))
+    nodes = ";".join(f"{name}:0" for name in live.heads.expected)
+    return (
+        "atc --model=blitznet.pb --framework=3 --output=blitznet "
+        f'--soc_version=Ascend310 --out_nodes="{nodes}" '
+        f'--input_shape="{IMAGE}:{shape}"'
+    )
+
+
+def main() -> None:
+    """Writes and proves the formats asked for."""
+    unknown = sorted(set(FLAGS.formats) - set(EXPORTERS))
+    if unknown:
+        raise UserError(
+            f"--formats={','.join(unknown)}: choose from {','.join(EXPORTERS)}"
+        )
+    npu_config.setup()
+    live = Live(FLAGS.run, FLAGS.batch_size)
+    finished = None
+    os.makedirs(FLAGS.output, exist_ok=True)
+    for name in FLAGS.formats:
+        reason = cannot_export(name)
+        if reason and FLAGS["formats"].present:
+            raise UserError(f"--formats={name} {reason}")
+        if reason:
+            print(f"{name:<14} left out: {reason}")
+            continue
+        graph, prefix = live.heads, ""
+        if name.startswith(NMS):
+            graph = finished = finished or live.finished()
+            prefix = f"with_nms{os.sep}"
+            os.makedirs(os.path.join(FLAGS.output, prefix), exist_ok=True)
+        outputs = EXPORTERS[name](graph, FLAGS.output, prefix)
+        largest = difference(outputs, graph.expected)
+        # NaN fails this comparison too.
+        if not largest <= TOLERANCE:
+            raise UserError(
+                f"{name}: differs by {largest:.2g} of the largest output "
+                f"from the live network, allowed {TOLERANCE}; do not use "
+                "this export"
+            )
+        print(f"{name:<14} largest difference {largest:.2g}")
+    print(atc_command(live))
+
+
+if __name__ == "__main__":
+    define_flags()
+    launch(main)
