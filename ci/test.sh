@@ -60,21 +60,24 @@ print(passed, bad, total["skipped"])
 EOF
 }
 
+# Tests one lane; the last line of its report is that of `note`.
 run_lane() {
-  local lane=$1 report status=0 counts begin=$SECONDS
-  shift
+  local lane=$1 python=$2 report status=0 begin=$SECONDS
+  shift 2
   report=$(mktemp)
   echo "== $lane: $("$python" --version), $python"
   "$python" -m pytest --junitxml="$report" -o junit_family=xunit2 \
     ${targets[@]+"${targets[@]}"} "$@" || status=$?
-  counts=$(count "$python" "$report" "$status")
+  echo "$(count "$python" "$report" "$status") $((SECONDS - begin))" \
+    >"$reports/$lane"
   rm -f "$report"
-  # shellcheck disable=SC2086  # three numbers
-  set -- $counts
-  note "$lane: $1 passed, $2 failed, $3 skipped in $((SECONDS - begin)) s" "$@"
 }
 
 linted=
+ready=()
+reports=$(mktemp -d)
+# Ctrl-C does not reach what runs in the background.
+trap 'kill $(jobs -p) 2>/dev/null; rm -rf "$reports"' EXIT
 for lane in "${lanes[@]}"; do
   if ! python=$(bash ci/env.sh "$lane" | tail -n 1); then
     if [ "${CI:-}" = true ]; then
@@ -89,7 +92,22 @@ for lane in "${lanes[@]}"; do
     lint format --check
     linted=yes
   fi
-  run_lane "$lane" "$@"
+  ready+=("$lane" "$python")
+done
+
+# Lanes run side by side, since most of a test is one thread that imports or
+# traces. The first is shown at once, the others when it is done.
+for ((i = 2; i < ${#ready[@]}; i += 2)); do
+  run_lane "${ready[@]:i:2}" "$@" >"$reports/${ready[i]}.log" 2>&1 &
+done
+((${#ready[@]} == 0)) || run_lane "${ready[@]:0:2}" "$@"
+wait
+for ((i = 0; i < ${#ready[@]}; i += 2)); do
+  lane=${ready[i]}
+  ((i == 0)) || cat "$reports/$lane.log"
+  read -r good bad left seconds <"$reports/$lane" || bad=1
+  note "$lane: ${good:-0} passed, $bad failed, ${left:-0} skipped in\
+ ${seconds:-?} s" "${good:-0}" "$bad" "${left:-0}"
 done
 
 [ -n "$linted" ] || ((failed)) || note "no lane has an environment" 0 1 0
