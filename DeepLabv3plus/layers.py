@@ -29,17 +29,20 @@ def _is_shape(value: Sequence) -> bool:
     return all(side is None or isinstance(side, int) for side in value)
 
 
-def own_size(features: tf.Tensor) -> Sequence:
+def own_size(features: tf.Tensor) -> list:
     """Height and width of a map: numbers where they are known."""
-    height, width = features.shape[1:3]
-    if height is None or width is None:
-        return tf.shape(features)[1:3]
-    return height, width
+    dynamic = tf.shape(features)
+    return [
+        dynamic[axis] if side is None else side
+        for axis, side in enumerate(features.shape)
+        if axis in (1, 2)
+    ]
 
 
 def resize_bilinear(images: tf.Tensor, size: Sequence) -> tf.Tensor:
     """[N, h, w, c] to [N, *size, c], corners on corners, in its own type."""
-    if tuple(images.shape[1:3]) == tuple(size):
+    known = not tf.is_tensor(size) and not any(map(tf.is_tensor, size))
+    if known and tuple(images.shape[1:3]) == tuple(size):
         return images
     resized = tf.raw_ops.ResizeBilinear(
         images=images, size=size, align_corners=True

@@ -1,8 +1,9 @@
 """Draws pictures of shapes in Pascal VOC's layout, exactly labelled.
 
 python DeepLabv3plus/sample_data.py --output=DIR [--count=40]
-Colours and textures tell nothing: a class is a shape, and shapes overlap. As
-in VOC the labels are palette PNGs, with a border of void around objects.
+A class is a shape; its colour leans to a hue of its own, but not far enough
+to tell for sure. As in VOC the labels are palette PNGs, with a border of void
+around objects.
 """
 
 import os
@@ -22,6 +23,15 @@ from DeepLabv3plus.pictures import NAMES_FILE
 
 FLAGS = flags.FLAGS
 CLASSES = ("background", "disc", "square", "triangle", "ring")
+# Where the colours of their surfaces centre.
+HUES = (
+    (120, 120, 120),
+    (170, 90, 80),
+    (80, 160, 90),
+    (80, 100, 180),
+    (170, 160, 70),
+)
+HUE_SPREAD = 30.0  # standard deviation around them
 VOID = 255
 LABELS = "SegmentationClass"
 
@@ -45,7 +55,7 @@ def _inside(
 ) -> np.ndarray:
     """The pixels of an object of class `kind`, bool [h, w]."""
     height, width = shape
-    radius = rng.uniform(0.15, 0.3) * min(shape)
+    radius = rng.uniform(0.2, 0.4) * min(shape)
     rows, columns = np.mgrid[:height, :width].astype(np.float64)
     rows = (rows - rng.uniform(radius, height - radius)) / radius
     columns = (columns - rng.uniform(radius, width - radius)) / radius
@@ -64,13 +74,13 @@ def draw_scene(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A picture [h, w, 3] and its label [h, w] with VOID, both uint8."""
     shape = (height, width)
-    picture = _surface(rng, shape)
+    picture = _surface(rng, shape, 0)
     picture += 15 * _noise(rng, shape, width / 6)
     label = np.zeros(shape, np.uint8)
-    for _ in range(rng.randint(1, 5)):
+    for _ in range(rng.randint(2, 5)):
         kind = rng.randint(1, len(CLASSES))
         inside = _inside(rng, shape, kind)
-        picture[inside] = _surface(rng, shape)[inside]
+        picture[inside] = _surface(rng, shape, kind)[inside]
         label[inside] = kind
     border = ndimage.grey_dilation(label, 3) != ndimage.grey_erosion(label, 3)
     label[border] = VOID

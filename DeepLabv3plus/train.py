@@ -1,4 +1,4 @@
-"""Trains DeepLabv3plus and evaluates it; the same command resumes a stopped run.
+"""Trains DeepLabv3plus and evaluates it; the same command resumes a run.
 
 python DeepLabv3plus/train.py --data_path=DIR --output_path=RUN
 Without --data_path it draws sample data, so that everything can be tried
@@ -54,7 +54,6 @@ SHAPE_FLAGS = (
     "seed",
 )
 SMALL_BATCH = 8  # pictures; the reference trains batch norm with 12 and more
-BIAS_MULTIPLIER = 2.0  # of the gradients of biases
 
 
 def define_flags() -> None:
@@ -310,17 +309,6 @@ def create_network(
     return network, trainer, optimizer
 
 
-def gradient_multipliers(names: Sequence[str]) -> list[float]:
-    """Of the gradients of variables by TF1 name: the reference's."""
-    multipliers = []
-    for name in names:
-        multiplier = BIAS_MULTIPLIER if name.endswith("/biases") else 1.0
-        if name.startswith(weights.CLASSIFIER):
-            multiplier *= FLAGS.last_layer_gradient_multiplier
-        multipliers.append(multiplier)
-    return multipliers
-
-
 def make_train_step(
     runtime: npu_config.Runtime,
     trainer: tf.keras.Model,
@@ -333,7 +321,9 @@ def make_train_step(
     named = weights.trainable_variables(trainer)
     variables = list(named.values())
     kernels = [named[name] for name in weights.decayed(named)]
-    multipliers = gradient_multipliers(named)
+    multipliers = weights.gradient_multipliers(
+        named, FLAGS.last_layer_gradient_multiplier
+    )
     class_weights = options.numbers(FLAGS.label_weights, "label_weights")
     mining = losses.Mining(
         FLAGS.top_k_percent_pixels, FLAGS.hard_example_mining_step

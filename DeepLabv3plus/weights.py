@@ -30,6 +30,7 @@ NOT_LAYERS = (
 )
 STATISTICS = ("gamma", "beta", "moving_mean", "moving_variance")
 CLASSIFIER = "logits/"  # alone depends on the classes
+BIAS_MULTIPLIER = 2.0  # of gradients
 # What --initialize_last_layer=False leaves out of a checkpoint.
 LAST_LAYERS = (
     CLASSIFIER,
@@ -104,6 +105,19 @@ def trainable_variables(network: tf.keras.Model) -> dict[str, tf.Variable]:
 def decayed(names: Iterable[str]) -> list[str]:
     """Those to which the reference's weight decay refers: dense kernels."""
     return [name for name in names if name.endswith("/weights")]
+
+
+def gradient_multipliers(
+    names: Iterable[str], last_layer: float = 1.0
+) -> list[float]:
+    """What the reference multiplies the gradients of variables by."""
+    multipliers = []
+    for name in names:
+        multiplier = BIAS_MULTIPLIER if name.endswith("/biases") else 1.0
+        if name.startswith(CLASSIFIER):
+            multiplier *= last_layer
+        multipliers.append(multiplier)
+    return multipliers
 
 
 def find(path: str) -> str:

@@ -1,0 +1,219 @@
+"""Evaluation over ranks, prediction at any size and several scales."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from common.npu_config import UserError
+from DeepLabv3plus import (
+    augment,
+    dataset,
+    evaluate,
+    metrics,
+    predict,
+    sample_data,
+    segment,
+    visuals,
+)
+from DeepLabv3plus.layers import BatchNorm, resize_bilinear
+from DeepLabv3plus.model import Shape, create_model
+
+CLASSES = 5
+RECIPE = augment.Recipe("none", 65, 81, 255)
+PLAN = segment.Plan((65, 81), 4, (1.0,), False, RECIPE)
+SHAPE = Shape(
+    num_classes=CLASSES,
+    depth_multiplier=0.05,
+    aspp_filters=8,
+    decoder_filters=8,
+    initializer="fan_in",
+)
+
+
+class Runtime:
+    """One of several ranks; keeps what it is asked to reduce."""
+
+    def __init__(self, size: int = 1) -> None:
+        self.size = size
+
+    def all_reduce(self, tensors: list) -> list:
+        """Adds what another rank might have seen."""
+        self.reduced = [tuple(tensor.shape) for tensor in tensors]
+        return [tensor + 1.0 for tensor in tensors]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> list:
+    """Three pictures larger than the crop."""
+    path = str(tmp_path_factory.mktemp("shapes"))
+    sample_data.draw(path, count=3, height=96, width=100)
+    values = {
+        "data_path": path,
+        "label_folder": None,
+        "num_classes": CLASSES,
+        "ignore_label": 255,
+    }
+    return evaluate.read_split(values, "train")
+
+
+@pytest.fixture(scope="module")
+def network() -> tf.keras.Model:
+    """A narrow network whose classifier has an opinion."""
+    tf.random.set_seed(0)
+    network, _ = create_model(SHAPE, BatchNorm())
+    layer = network.get_layer("logits.semantic")
+    rng = np.random.RandomState(0)
+    layer.kernel.assign(rng.normal(size=layer.kernel.shape))
+    return network
+
+
+def test_a_rank_without_pictures_takes_part_in_the_sum(
+    network: tf.keras.Model, pairs: list
+) -> None:
+    """Four ranks and three pictures: one has none, and nobody waits."""
+    segmenter = segment.Segmenter(network, PLAN)
+    shapes = []
+    for rank, count in ((0, 1), (3, 0)):
+        runtime = Runtime(4)
+        data = dataset.evaluation_batches(pairs, 255, rank, 4)
+        _, rows = evaluate.evaluate(segmenter, CLASSES, data, runtime)
+        assert len(rows) == count
+        shapes.append(runtime.reduced)
+    assert shapes[0] == shapes[1] and len(shapes[0]) == 2
+
+
+def test_figures_refer_to_the_labels_own_pixels(
+    network: tf.keras.Model, pairs: list, tmp_path: Path
+) -> None:
+    """Every pixel but the void counts once, windows overlapping or not."""
+    segmenter = segment.Segmenter(network, PLAN)
+    data = dataset.evaluation_batches(pairs, 255)
+    confusion, valid = 0.0, 0
+    for batch in data:
+        probabilities = segmenter(batch["image"][0].numpy())
+        sample = {name: value[0].numpy() for name, value in batch.items()}
+        totals = metrics.picture_totals(
+            probabilities, sample["label"], sample["valid"]
+        )
+        confusion = confusion + totals["confusion"]
+        valid += int(sample["valid"].sum())
+    assert confusion.sum() == valid < 3 * 96 * 100
+    table, rows = evaluate.evaluate(segmenter, CLASSES, data, Runtime())
+    hits = np.diag(confusion)
+    unions = confusion.sum(0) + confusion.sum(1) - hits
+    expected = (hits / np.maximum(unions, 1))[unions > 0].mean()
+    assert table["mean_iou"] == pytest.approx(expected)
+    evaluate.save_sheet(str(tmp_path / "a" / "sheet.png"), rows)
+    assert (tmp_path / "a" / "sheet.png").stat().st_size > 0
+
+
+def softmax_at(network: tf.keras.Model, images: tf.Tensor) -> np.ndarray:
+    """Probabilities at the size of the images, in one pass."""
+    logits = resize_bilinear(network(images), images.shape[1:3])
+    return tf.nn.softmax(logits).numpy()
+
+
+def test_small_pictures_are_padded(network: tf.keras.Model) -> None:
+    """With mean grey, at the bottom and on the right."""
+    picture = np.random.RandomState(0).uniform(0, 255, (40, 50, 3))
+    padded = np.full((1, 65, 81, 3), 127.5, np.float32)
+    padded[0, :40, :50] = picture
+    expected = softmax_at(network, tf.constant(padded))[0, :40, :50]
+    ours = segment.Segmenter(network, PLAN)(picture)
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_the_crop_slides_over_large_pictures(
+    network: tf.keras.Model,
+) -> None:
+    """Windows overlap and cover everything; their means are taken."""
+    assert segment.window_starts(40, 65) == [0]
+    assert segment.window_starts(65, 65) == [0]
+    assert segment.window_starts(66, 65) == [0, 1]
+    for side in (100, 200, 513):
+        starts = segment.window_starts(side, 65)
+        assert starts[0] == 0 and starts[-1] == side - 65
+        assert max(np.diff(starts)) <= 44
+    picture = np.random.RandomState(0).uniform(0, 255, (65, 100, 3))
+    expected, counts = np.zeros((65, 100, CLASSES)), np.zeros((100, 1))
+    for left in (0, 19):
+        part = tf.constant(picture[np.newaxis, :, left : left + 81], "float32")
+        expected[:, left : left + 81] += softmax_at(network, part)[0]
+        counts[left : left + 81] += 1
+    ours = segment.Segmenter(network, PLAN)(picture)
+    np.testing.assert_allclose(ours, expected / counts, atol=1e-5)
+
+
+def test_scales_and_flips_average_probabilities(
+    network: tf.keras.Model,
+) -> None:
+    """By the reference's sizes; no softmax is taken twice."""
+    rng = np.random.RandomState(0)
+    images = tf.constant(rng.uniform(0, 255, (1, 65, 81, 3)), tf.float32)
+    plan = PLAN._replace(scales=(0.75, 1.0, 1.25), mirrored=True)
+    ours = segment.average_probabilities(network, images, plan)
+    parts = []
+    for size, small in (
+        ((49, 61), (17, 21)),
+        ((65, 81), (17, 21)),
+        ((81, 101), (21, 26)),
+    ):
+        scaled = resize_bilinear(images, size)
+        for step in (1, -1):
+            logits = resize_bilinear(network(scaled[:, :, ::step]), small)
+            logits = resize_bilinear(logits[:, :, ::step], (65, 81))
+            parts.append(tf.nn.softmax(logits))
+    np.testing.assert_allclose(ours, np.mean(parts, 0), atol=1e-5)
+    np.testing.assert_allclose(tf.reduce_sum(ours, -1), 1.0, atol=1e-5)
+
+
+def test_a_range_of_sizes_holds_for_prediction_too(
+    network: tf.keras.Model,
+) -> None:
+    """The network sees the size of training, the caller his own."""
+    recipe = RECIPE._replace(min_resize=60, max_resize=80)
+    segmenter = segment.Segmenter(network, PLAN._replace(recipe=recipe))
+    picture = np.random.RandomState(0).uniform(0, 255, (30, 36, 3))
+    ours = segmenter(picture)
+    assert ours.shape == (30, 36, CLASSES)
+    seen = augment.resize_image(tf.constant(picture), [60, 72]).numpy()
+    expected = augment.resize_image(segmenter._slide(seen), [30, 36])
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_scales_that_are_none() -> None:
+    """The flag is named."""
+    for wrong in (["a"], [], ["9"]):
+        with pytest.raises(UserError, match="--eval_scales="):
+            evaluate.make_segmenter({}, None, wrong)
+
+
+def test_inputs_by_file_folder_and_glob(tmp_path: Path) -> None:
+    """Natural order, pictures only."""
+    for name in ("10.png", "9.png", "notes.txt", "a b.TIF"):
+        (tmp_path / name).write_bytes(b"")
+    names = [Path(path).name for path in predict.find_inputs(str(tmp_path))]
+    assert names == ["9.png", "10.png", "a b.TIF"]
+    found = predict.find_inputs(str(tmp_path / "*.png"))
+    assert [Path(path).name for path in found] == ["9.png", "10.png"]
+    with pytest.raises(UserError, match="no pictures found"):
+        predict.find_inputs(str(tmp_path / "none*"))
+
+
+def test_masks_keep_class_ids(tmp_path: Path) -> None:
+    """Indices with VOC's palette; overlays leave the background as it is."""
+    picture = np.full((20, 30, 3), 100, np.uint8)
+    classes = np.zeros((20, 30), np.uint8)
+    classes[5:10] = 15
+    predict._save("x/a.jpg", str(tmp_path), picture, classes, 21)
+    with Image.open(tmp_path / "a_mask.png") as mask:
+        assert mask.mode == "P"
+        np.testing.assert_array_equal(np.asarray(mask), classes)
+        assert mask.getpalette()[45:48] == [192, 128, 128]
+    overlay = np.asarray(Image.open(tmp_path / "a_overlay.png"))
+    assert (overlay[classes == 0] == 100).all()
+    share = visuals.OVERLAY_SHARE
+    assert abs(overlay[5, 0, 0] - (share * 192 + (1 - share) * 100)) <= 1
