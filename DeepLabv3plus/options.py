@@ -1,6 +1,7 @@
-"""The rarer flags of training, which --helpfull lists.
+"""The flags of network, loss and augmentation.
 
-Those of the reference's code have its names and defaults.
+Those of the reference's code have its names and defaults. --helpfull lists
+them all, --help the usual ones.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,14 @@ from absl import flags
 from common.npu_config import UserError
 
 FLAGS = flags.FLAGS
+USUAL = (
+    "model_variant",
+    "output_stride",
+    "depth_multiplier",
+    "initializer",
+    "label_weights",
+    "top_k_percent_pixels",
+)
 
 
 def define_flags() -> None:
@@ -20,6 +29,22 @@ def define_flags() -> None:
         flags.DEFINE_integer,
         flags.DEFINE_float,
     )
+    flags.DEFINE_enum(
+        "model_variant",
+        "xception_65",
+        ["xception_65", "mobilenet_v2"],
+        "The backbone.",
+    )
+    whole("output_stride", 16, "Of the features, 8 or 16.")
+    real("depth_multiplier", 1.0, "Of the backbone's widths.", 0.01)
+    flags.DEFINE_enum(
+        "initializer",
+        "reference",
+        ["reference", "fan_in"],
+        "Of kernels; fan_in suits training from scratch.",
+    )
+    flags.DEFINE_multi_string("label_weights", None, "Of the classes, 1,2,1.")
+    real("top_k_percent_pixels", 1.0, "Share with most loss.", 0.0, 1.0)
     flags.DEFINE_multi_string(
         "atrous_rates", None, "6,12,18, or the flag thrice; or none."
     )
@@ -45,6 +70,24 @@ def define_flags() -> None:
     whole("max_resize_value", None, "Limit of their long side.", 1)
     whole("resize_factor", None, "Their sides are k times it plus 1.", 1)
     text("dataset", "pascal_voc_seg", "Ignored: --data_path tells.")
+
+
+def check_flags() -> None:
+    """Refuses values and combinations that could only fail later."""
+    for name, allowed in (
+        ("output_stride", (8, 16)),
+        ("decoder_output_stride", (None, 0, 4, 8, 16)),
+    ):
+        if FLAGS[name].value not in allowed:
+            shown = ", ".join(
+                str(each) for each in allowed if each is not None
+            )
+            raise UserError(f"--{name}={FLAGS[name].value}: give {shown}")
+    if FLAGS.min_scale_factor > FLAGS.max_scale_factor:
+        raise UserError(
+            f"--min_scale_factor={FLAGS.min_scale_factor}: at most "
+            f"--max_scale_factor, {FLAGS.max_scale_factor}"
+        )
 
 
 def numbers(given: Optional[Sequence[str]], flag: str) -> list[float]:

@@ -31,7 +31,7 @@ HUES = (
     (80, 100, 180),
     (170, 160, 70),
 )
-HUE_SPREAD = 30.0  # standard deviation around them
+HUE_SPREAD = 20.0  # standard deviation around them
 VOID = 255
 LABELS = "SegmentationClass"
 
@@ -44,10 +44,13 @@ def _noise(
     return (noise / max(noise.std(), 1e-9))[..., np.newaxis]
 
 
-def _surface(rng: np.random.RandomState, shape: tuple[int, int]) -> np.ndarray:
-    """Anything's colour and texture, [h, w, 3]."""
+def _surface(
+    rng: np.random.RandomState, shape: tuple[int, int], kind: int
+) -> np.ndarray:
+    """The colour and texture of a thing of class `kind`, [h, w, 3]."""
     grain = _noise(rng, shape, rng.uniform(0.5, 4.0))
-    return rng.uniform(30, 225, 3) + rng.uniform(2, 20) * grain
+    colour = rng.normal(HUES[kind], HUE_SPREAD)
+    return colour + rng.uniform(2, 15) * grain
 
 
 def _inside(

@@ -102,25 +102,9 @@ def define_flags() -> None:
     text("label_folder", None, "Of VOC; none: SegmentationClass(Raw).")
     text("train_crop_size", "513,513", "Height,width that is trained on.")
     text("eval_crop_size", None, "The same for evaluation; none: equal.")
-    flags.DEFINE_enum(
-        "model_variant",
-        "xception_65",
-        ["xception_65", "mobilenet_v2"],
-        "The backbone.",
-    )
-    whole("output_stride", 16, "Of the features, 8 or 16.")
-    real("depth_multiplier", 1.0, "Of the backbone's widths.", 0.01)
-    flags.DEFINE_enum(
-        "initializer",
-        "reference",
-        ["reference", "fan_in"],
-        "Of kernels; fan_in suits training from scratch.",
-    )
     flags.DEFINE_bool("initialize_last_layer", True, "From the checkpoint.")
     flags.DEFINE_bool("fine_tune_batch_norm", False, "Else it is frozen.")
     real("batch_norm_decay", 0.9997, "Per step; 0.9 from scratch.", 0.0, 1.0)
-    flags.DEFINE_multi_string("label_weights", None, "Of the classes, 1,2,1.")
-    real("top_k_percent_pixels", 1.0, "Share with most loss.", 0.0, 1.0)
     flags.DEFINE_enum(
         "augment",
         "reference",
@@ -135,6 +119,8 @@ def define_flags() -> None:
     whole("limit_train", 0, "Use only the first pictures; 0: all.", 0)
     whole("limit_eval", 0, "The same for evaluation.", 0)
     options.define_flags()
+    for name in options.USUAL:
+        flags.declare_key_flag(name)
     for alias, name in (
         ("dataset_dir", "data_path"),
         ("train_logdir", "output_path"),
@@ -152,20 +138,7 @@ def check_flags() -> None:
     for name in ("train_crop_size", "eval_crop_size"):
         if FLAGS[name].value:
             dataset.parse_size(FLAGS[name].value, name)
-    for name, allowed in (
-        ("output_stride", (8, 16)),
-        ("decoder_output_stride", (None, 0, 4, 8, 16)),
-    ):
-        if FLAGS[name].value not in allowed:
-            shown = ", ".join(
-                str(each) for each in allowed if each is not None
-            )
-            raise UserError(f"--{name}={FLAGS[name].value}: give {shown}")
-    if FLAGS.min_scale_factor > FLAGS.max_scale_factor:
-        raise UserError(
-            f"--min_scale_factor={FLAGS.min_scale_factor}: at most "
-            f"--max_scale_factor, {FLAGS.max_scale_factor}"
-        )
+    options.check_flags()
     if FLAGS.train_split == "trainval" and FLAGS.eval_split == "val":
         print("trainval contains val: figures on val will flatter the run")
 
@@ -309,45 +282,63 @@ def create_network(
     return network, trainer, optimizer
 
 
-def make_train_step(
+def make_loss(
     runtime: npu_config.Runtime,
     trainer: tf.keras.Model,
     optimizer: tf.keras.optimizers.Optimizer,
 ) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
-    """One step of training as a graph: batch to loss terms.
+    """A function of a batch to loss terms.
 
     As in the reference's log, total_loss includes the weight decay.
     """
-    named = weights.trainable_variables(trainer)
-    variables = list(named.values())
+    named = weights.named_variables(trainer)
     kernels = [named[name] for name in weights.decayed(named)]
-    multipliers = weights.gradient_multipliers(
-        named, FLAGS.last_layer_gradient_multiplier
-    )
     class_weights = options.numbers(FLAGS.label_weights, "label_weights")
     mining = losses.Mining(
         FLAGS.top_k_percent_pixels, FLAGS.hard_example_mining_step
     )
 
-    def train_step(batch):
+    def loss(batch):
         share = None
         if mining.share < 1.0:
             share = mining.share_at(optimizer.iterations)
+        inputs = [batch["image"], batch["dropout_mask"]]
+        sized = losses.match_sizes(
+            trainer(inputs, training=True),
+            batch["label"],
+            batch["valid"],
+            FLAGS.upsample_logits,
+        )
+        entropy = losses.segmentation_loss(
+            *sized, class_weights, share, runtime.all_reduce
+        )
+        total = entropy
+        # With a rate of 0 the pass over all weights is saved too.
+        if FLAGS.weight_decay:
+            norm = losses.weight_decay_loss(kernels)
+            total += FLAGS.weight_decay * norm
+        return {"total_loss": total, "cross_entropy": entropy}
+
+    return loss
+
+
+def make_train_step(
+    runtime: npu_config.Runtime,
+    trainer: tf.keras.Model,
+    optimizer: tf.keras.optimizers.Optimizer,
+) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
+    """One step of training as a graph: batch to loss terms."""
+    loss = make_loss(runtime, trainer, optimizer)
+    named = weights.trainable_variables(trainer)
+    variables = list(named.values())
+    multipliers = weights.gradient_multipliers(
+        named, FLAGS.last_layer_gradient_multiplier
+    )
+
+    def train_step(batch):
         with tf.GradientTape() as tape:
-            inputs = [batch["image"], batch["dropout_mask"]]
-            logits = trainer(inputs, training=True)
-            sized = losses.match_sizes(
-                logits, batch["label"], batch["valid"], FLAGS.upsample_logits
-            )
-            entropy = losses.segmentation_loss(
-                *sized, class_weights, share, runtime.all_reduce
-            )
-            total = entropy
-            # With a rate of 0 the pass over all weights is saved too.
-            if FLAGS.weight_decay:
-                norm = losses.weight_decay_loss(kernels)
-                total += FLAGS.weight_decay * norm
-            objective = runtime.scale_loss(optimizer, total)
+            terms = loss(batch)
+            objective = runtime.scale_loss(optimizer, terms["total_loss"])
         gradients = [
             gradient if multiplier == 1.0 else multiplier * gradient
             for gradient, multiplier in zip(
@@ -355,7 +346,7 @@ def make_train_step(
             )
         ]
         runtime.apply_gradients(optimizer, gradients, variables)
-        return {"total_loss": total, "cross_entropy": entropy}
+        return terms
 
     # Not a decorator: an NPU replaces tf.function when it is opened.
     return tf.function(train_step)

@@ -314,6 +314,7 @@ def test_learning_rates(
 def test_any_size_and_the_trainer(shape: Shape, size: tuple) -> None:
     """Sizes are rounded up; the trainer with masks of ones is the network."""
     network, trainer = create_model(shape, BatchNorm(), dropout=0.0)
+    fill(network, tempered=True)
     rng = np.random.RandomState(0)
     images = tf.constant(rng.uniform(0, 255, (2, *size, 3)), tf.float32)
     logits = network(images)
@@ -351,13 +352,13 @@ def test_mobilenet_v2_is_the_model_zoo_s() -> None:
 def normalized(norm: BatchNorm) -> tuple[Convolution, tf.Tensor, tf.Tensor]:
     """A pointwise convolution that passes features on to its batch norm."""
     layer = Convolution(4, 1, norm, tf.keras.initializers.Zeros())
-    layer.build((None, 5, 6, 4))
+    features = tf.random.stateless_normal([3, 5, 6, 4], [0, 1])
+    layer(features)
     layer.kernel.assign(np.eye(4)[np.newaxis, np.newaxis])
     layer.moving_mean.assign([1.0, 2.0, 3.0, 4.0])
     layer.moving_variance.assign([4.0, 3.0, 2.0, 1.0])
     layer.gamma.assign([1.0, 0.5, 2.0, 1.0])
     layer.beta.assign([0.0, 1.0, 0.0, -1.0])
-    features = tf.random.stateless_normal([3, 5, 6, 4], [0, 1])
     mean, variance = layer.moving_mean.numpy(), layer.moving_variance.numpy()
     expected = (features - mean) / np.sqrt(variance + 1e-3)
     return layer, features, expected * layer.gamma.numpy() + layer.beta.numpy()
