@@ -37,7 +37,7 @@ def define_flags() -> None:
     text("output", None, "Folder for the data set in VOC's layout.")
     flags.DEFINE_list("objects", None, "Classes that get boxes, by name.")
     flags.DEFINE_list("void", ["Void"], "Classes that do not count.")
-    flags.DEFINE_integer("least_pixels", 100, "Of an object.", 1)
+    flags.DEFINE_integer("least_pixels", 101, "Of an object.", 1)
     flags.mark_flags_as_required(["data_path", "output", "objects"])
 
 
@@ -85,7 +85,7 @@ def class_ids(
 
 
 def find_objects(
-    mask: np.ndarray, names: list[str], objects: list[str]
+    mask: np.ndarray, names: list[str], objects: list[str], least_pixels: int
 ) -> list[tuple[str, tuple[int, int, int, int], bool]]:
     """A box for each connected region, see sample_data.Scene."""
     found = []
@@ -96,7 +96,7 @@ def find_objects(
         for number, place in enumerate(ndimage.find_objects(regions), 1):
             rows, columns = place
             box = (columns.start, rows.start, columns.stop, rows.stop)
-            if sizes[number] > FLAGS.least_pixels:
+            if sizes[number] >= least_pixels:
                 found.append((name, box, False))
     return found
 
@@ -136,7 +136,9 @@ def main() -> None:
             stem = os.path.splitext(os.path.basename(path))[0]
             label = find_label(f"{folder}_labels", stem)
             mask = class_ids(label, colours, names)
-            found = find_objects(mask, names, FLAGS.objects)
+            found = find_objects(
+                mask, names, FLAGS.objects, FLAGS.least_pixels
+            )
             writer.write(stem, Scene(pictures.read_picture(path), mask, found))
             stems.append(stem)
         writer.write_list(split, stems)

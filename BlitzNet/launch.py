@@ -110,8 +110,8 @@ def _file_or_memory(error: Exception) -> Optional[str]:
         return f"{error.filename}: {error.strerror}; choose another path"
     if isinstance(error, tf.errors.ResourceExhaustedError):
         return (
-            "out of memory: lower --batch_size, --canvas or --fc_channels, "
-            "or use --precision_mode=allow_mix_precision"
+            "out of memory: lower --batch_size, --image_size or "
+            "--base_filters, or use --precision_mode=allow_mix_precision"
         )
     return None
 

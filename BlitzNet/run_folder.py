@@ -217,7 +217,7 @@ class Checkpoints:
         self.latest = tf.train.CheckpointManager(
             self.checkpoint, os.path.join(path, "ckpt"), max_to_keep=keep
         )
-        # Without Adam's moments, which are two thirds of 1.6 GB.
+        # Without Adam's moments, which are two thirds of 700 MB.
         self.best_manager = tf.train.CheckpointManager(
             tf.train.Checkpoint(**weights),
             os.path.join(path, "best"),
