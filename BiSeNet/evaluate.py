@@ -43,7 +43,7 @@ def define_flags() -> None:
     flags.declare_key_flag("precision_mode")
     flags.DEFINE_string("run", None, "Run folder; none: the one shipped.")
     flags.DEFINE_string("data_path", None, "Data set; none: the run's own.")
-    flags.DEFINE_string("output_path", None, "For the results; none: run.")
+    flags.DEFINE_string("output_path", None, "For the results; none: the run.")
     flags.DEFINE_string("split", None, "Folder of it; none: the run's.")
     define_scale_flags()
     flags.DEFINE_integer("limit_eval", 0, "Only the first pictures; 0: all.")
@@ -272,7 +272,8 @@ def main() -> None:
     print(runtime.describe())
     table, rows, classes = evaluate_run(run, changes, runtime)
     if runtime.rank == 0:
-        output = FLAGS.output_path or run
+        # Nobody's results belong beside the weights that are shipped.
+        output = FLAGS.output_path or FLAGS.run or "results"
         save_results(output, table, rows, classes.names)
 
 

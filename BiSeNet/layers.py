@@ -43,6 +43,16 @@ FORMS = {
 }
 
 
+def sides_of(maps: tf.Tensor) -> list:
+    """Height and width: numbers where they are known, else scalars."""
+    # Numbers keep a graph of one size free of operations on shapes.
+    dynamic = tf.unstack(tf.shape(maps)[1:3])
+    return [
+        scalar if side is None else side
+        for side, scalar in zip(maps.shape[1:3], dynamic)
+    ]
+
+
 class Normalize(tf.keras.layers.Layer):
     """RGB in 0..255 to the range that the form of the network takes."""
 
@@ -70,7 +80,7 @@ class PadToMultiple(tf.keras.layers.Layer):
 
     def call(self, images: tf.Tensor) -> tf.Tensor:
         """[N, h, w, c] to [N, H, W, c]."""
-        height, width = tf.unstack(-tf.shape(images)[1:3] % self.side)
+        height, width = (-side % self.side for side in sides_of(images))
         border = [[0, 0], [0, height], [0, width], [0, 0]]
         return tf.pad(images, border)
 
@@ -87,8 +97,8 @@ class CropLike(tf.keras.layers.Layer):
     def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
         """[maps [N, H, W, c], like [N, h, w, any]] to [N, h, w, c]."""
         maps, like = inputs
-        size = tf.shape(like)
-        return maps[:, : size[1], : size[2]]
+        height, width = sides_of(like)
+        return maps[:, :height, :width]
 
     def compute_output_shape(self, input_shape: Sequence) -> tuple:
         """The size of `like` with the channels of the maps."""

@@ -191,7 +191,7 @@ def load(
         )
     for name, variable in variables.items():
         if name not in left:
-            variable.assign(values[name])
+            variable.assign(np.asarray(values[name], np.float32))
     return left
 
 
@@ -219,7 +219,7 @@ def load_frontend(model: tf.keras.Model, path: str, frontend: str) -> None:
             f"{_some(unfit)}; give slim's checkpoint of --frontend={frontend}"
         )
     for name, variable in variables.items():
-        variable.assign(values[name])
+        variable.assign(np.asarray(values[name], np.float32))
 
 
 def _some(names: list[str]) -> str:
@@ -240,7 +240,8 @@ def save_npz(
       model: whose variables are written.
       path: of the npz.
       facts: frontend and form of the model.
-      dtype: of the arrays in the file.
+      dtype: of the kernels in the file; what batch norm has is small, and
+        needs its digits.
     """
     folder = os.path.dirname(os.path.abspath(path))
     with tempfile.NamedTemporaryFile(
@@ -252,7 +253,9 @@ def save_npz(
                 for name, fact in zip(FACTS, facts):
                     _write_member(archive, name, np.array(fact))
                 for name, variable in named_variables(model).items():
-                    array = variable.numpy().astype(dtype)
+                    array = variable.numpy()
+                    if name.split("/")[-1] in KERNELS:
+                        array = array.astype(dtype)
                     _write_member(archive, name, array)
             file.flush()
             os.chmod(file.name, 0o644)

@@ -1,0 +1,168 @@
+"""Evaluation over ranks, sizes and views, and prediction."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from BiSeNet import evaluate, predict, run_folder, visuals
+from BiSeNet.classes import UNKNOWN, Classes
+from BiSeNet.model import create_model
+from common.npu_config import UserError
+
+CLASSES = Classes(
+    ("Road", "Car", "Void"), ((128, 64, 128), (64, 0, 128), (0, 0, 0)), (2,)
+)
+SIZES = ((50, 70), (70, 50), (33, 64))
+
+
+class Recording:
+    """A runtime that keeps what it is asked to reduce."""
+
+    def all_reduce(self, tensors: list) -> list:
+        """The tensors themselves; their shapes are noted."""
+        self.reduced = [tuple(tensor.shape) for tensor in tensors]
+        return tensors
+
+
+@pytest.fixture(scope="module")
+def network() -> tf.keras.Model:
+    """A network that has learned nothing."""
+    tf.random.set_seed(0)
+    return create_model(3)[0]
+
+
+def batches(count: int) -> list[dict[str, tf.Tensor]]:
+    """Pictures of different sizes, each alone in its batch."""
+    rng = np.random.RandomState(0)
+    return [
+        {
+            "image": tf.constant(
+                rng.uniform(0, 255, (1, *size, 3)), tf.float32
+            ),
+            "label": tf.constant(
+                rng.choice([0, 1, 2, UNKNOWN], (1, *size)), tf.int32
+            ),
+        }
+        for size in SIZES[:count]
+    ]
+
+
+def test_a_rank_without_pictures_takes_part_in_the_sum(
+    network: tf.keras.Model,
+) -> None:
+    """More ranks than pictures: one has none, and nobody waits."""
+    step = evaluate.make_evaluation_step(network, CLASSES)
+    shapes = []
+    for count in (1, 0):
+        runtime = Recording()
+        _, rows = evaluate.evaluate(step, CLASSES, batches(count), runtime)
+        assert len(rows) == count
+        shapes.append(runtime.reduced)
+    assert shapes[0] == shapes[1] and len(shapes[0]) == 3
+
+
+def test_every_pixel_counts_once(network: tf.keras.Model) -> None:
+    """At the labels' own sizes, over all pictures together."""
+    step = evaluate.make_evaluation_step(network, CLASSES)
+    known = hits = valid = 0
+    for batch in batches(3):
+        label = batch["label"].numpy()
+        totals, predicted = step(batch)
+        known += (label != UNKNOWN).sum()
+        valid += (label < 2).sum()
+        hits += ((label < 2) & (predicted == label)).sum()
+        assert float(tf.reduce_sum(totals["confusion"])) == (
+            (label != UNKNOWN).sum()
+        )
+    table, _ = evaluate.evaluate(step, CLASSES, batches(3), Recording())
+    assert table["pixel_accuracy"] == pytest.approx(hits / valid)
+    assert known > valid
+
+
+def test_views_are_averaged(network: tf.keras.Model) -> None:
+    """Several sizes and the mirror image, each as a probability."""
+    images = batches(1)[0]["image"]
+    plain = evaluate.predict_scores(network, images)
+    np.testing.assert_array_equal(plain, network(images))
+    both = evaluate.predict_scores(network, images, (1.0,), flip=True)
+    mirrored = network(images[:, :, ::-1])[:, :, ::-1]
+    wanted = (tf.nn.softmax(plain) + tf.nn.softmax(mirrored)) / 2
+    np.testing.assert_allclose(tf.exp(both), wanted, atol=1e-5)
+    # A mirrored picture then gives the mirrored answer.
+    other = evaluate.predict_scores(
+        network, images[:, :, ::-1], (1.0,), flip=True
+    )
+    np.testing.assert_allclose(other[:, :, ::-1], both, atol=1e-4)
+    several = evaluate.predict_scores(network, images, (0.5, 1.5))
+    assert several.shape == plain.shape
+    assert np.abs(several - tf.nn.log_softmax(plain)).max() > 1e-4
+
+
+def test_pictures_of_results(tmp_path: Path, network: tf.keras.Model) -> None:
+    """In the data set's own colours; what is ignored is grey."""
+    label = np.array([[0, 1], [2, UNKNOWN]])
+    shown = visuals.palette(CLASSES)[label]
+    assert shown[0, 1].tolist() == [64, 0, 128]
+    assert shown[1, 1].tolist() == [0, 0, 0]
+    tiles = visuals.difference(np.array([[0, 0], [0, 0]]), label, CLASSES)
+    assert tiles[0, 0].min() > 200 and tiles[0, 1].tolist() == [214, 39, 40]
+    assert (tiles[1] == 160).all()
+    blended = visuals.overlay(np.zeros((2, 2, 3)), label, CLASSES)
+    np.testing.assert_array_equal(blended, shown // 2)
+    step = evaluate.make_evaluation_step(network, CLASSES)
+    _, rows = evaluate.evaluate(step, CLASSES, batches(3), Recording())
+    evaluate.save_sheet(str(tmp_path / "a" / "sheet.png"), rows)
+    assert (tmp_path / "a" / "sheet.png").stat().st_size > 0
+
+
+def test_prediction_keeps_the_picture_s_size(
+    network: tf.keras.Model,
+) -> None:
+    """Odd and portrait sizes; ids of classes."""
+    infer = predict.make_inference(network, (1.0,), False)
+    rng = np.random.RandomState(0)
+    for size in ((50, 70), (75, 107), (200, 90)):
+        picture = rng.randint(0, 256, (*size, 3)).astype(np.uint8)
+        predicted = infer(picture)
+        assert predicted.shape == size and predicted.dtype == np.uint8
+        wanted = tf.argmax(network(picture[np.newaxis].astype("f4")), -1)[0]
+        assert (predicted == wanted.numpy()).mean() > 0.999
+
+
+def test_inputs_by_file_folder_and_glob(tmp_path: Path) -> None:
+    """Natural order, as the frames of a video come; pictures only."""
+    for name in ("frame10.png", "frame9.png", "notes.txt", "z b.TIF"):
+        (tmp_path / name).write_bytes(b"")
+    names = [Path(path).name for path in predict.find_inputs(str(tmp_path))]
+    assert names == ["frame9.png", "frame10.png", "z b.TIF"]
+    found = predict.find_inputs(str(tmp_path / "*.png"))
+    assert [Path(path).name for path in found] == names[:2]
+    with pytest.raises(UserError, match="no pictures found"):
+        predict.find_inputs(str(tmp_path / "none*"))
+
+
+def test_the_run_that_is_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is taken where none is given; without it one line tells so."""
+    monkeypatch.setattr(run_folder, "SHIPPED_RUN", str(tmp_path / "camvid"))
+    assert run_folder.find_run("mine") == "mine"
+    with pytest.raises(UserError, match="--run: not given"):
+        run_folder.find_run(None)
+    (tmp_path / "camvid").mkdir()
+    assert run_folder.find_run(None) == str(tmp_path / "camvid")
+
+
+def test_masks_keep_ids_and_colours(tmp_path: Path) -> None:
+    """A palette picture: numbers for programs, colours for people."""
+    label = np.array([[0, 1], [2, 1]], np.uint8)
+    predict._save(
+        "x/a b.jpg", str(tmp_path), np.zeros((2, 2, 3)), label, CLASSES
+    )
+    with Image.open(tmp_path / "a b_mask.png") as mask:
+        np.testing.assert_array_equal(mask, label)
+        colours = np.asarray(mask.convert("RGB"))
+    np.testing.assert_array_equal(colours, visuals.palette(CLASSES)[label])
