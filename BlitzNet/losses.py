@@ -107,21 +107,42 @@ def detection_losses(
     distances = tf.reduce_sum(smooth_l1(location - boxes), -1)
     # The offsets of priors without an object may be infinite.
     distances = tf.where(positives > 0, distances, 0.0)
-    guesses = tf.argmax(confidence, -1, classes.dtype)
-    right = tf.cast(guesses == classes, tf.float32)
-    objects = tf.cast(guesses > 0, tf.float32)
     considered = positives + negatives
+    counted = (found + tf.maximum(mined, 1.0)) / ranks.size
     return {
         "class": tf.reduce_sum(entropies * considered) * share,
         "bbox": tf.reduce_sum(distances) * share,
-        "accuracy": tf.reduce_sum(right * considered)
-        * (ranks.size / (found + tf.maximum(mined, 1.0))),
-        "precision": tf.math.divide_no_nan(
-            tf.reduce_sum(objects * positives), tf.reduce_sum(objects)
+        **shares_of_guesses(
+            confidence, classes, positives, considered / counted
         ),
-        "recall": tf.math.divide_no_nan(
-            tf.reduce_sum(objects * positives), tf.reduce_sum(positives)
-        ),
+    }
+
+
+def shares_of_guesses(
+    confidence: tf.Tensor,
+    classes: tf.Tensor,
+    positives: tf.Tensor,
+    considered: tf.Tensor,
+) -> dict[str, tf.Tensor]:
+    """How often the likeliest class is right.
+
+    Args:
+      confidence: [N, A, C] logits.
+      classes: [N, A] targets.
+      positives: [N, A], 1 where there is an object.
+      considered: [N, A], share of each guess in the accuracy.
+
+    Returns:
+      `accuracy`, and of objects against background `precision` and `recall`.
+    """
+    guesses = tf.argmax(confidence, -1, classes.dtype)
+    right = tf.cast(guesses == classes, tf.float32)
+    objects = tf.cast(guesses > 0, tf.float32)
+    hits = tf.reduce_sum(objects * positives)
+    return {
+        "accuracy": tf.reduce_sum(right * considered),
+        "precision": tf.math.divide_no_nan(hits, tf.reduce_sum(objects)),
+        "recall": tf.math.divide_no_nan(hits, tf.reduce_sum(positives)),
     }
 
 

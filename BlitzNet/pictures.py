@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from BlitzNet.augment import UNLABELLED
 from common.npu_config import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff")
@@ -49,7 +50,7 @@ class Picture(NamedTuple):
       kind: JPEG; RAW pixels; or PACKED in `content` where the file has
         another format.
       content: pixels [h, w, 3], packed.
-      mask: class ids [h, w], packed, with augment.UNLABELLED where pixels do
+      mask: class ids [h, w], packed, with UNLABELLED where pixels do
         not count; empty where there is no mask.
       objects: boxes and classes.
       size: height and width, pixels.
@@ -230,6 +231,14 @@ def pack(pixels: np.ndarray) -> bytes:
     # Masks take a few kilobytes where raw ones would fill the memory. Level
     # 1, since more would take longer than it saves.
     return zlib.compress(np.ascontiguousarray(pixels).tobytes(), 1)
+
+
+def pack_mask(
+    path: str, ids: np.ndarray, num_classes: int, ignore_label: int
+) -> bytes:
+    """Class ids [h, w] uint8, checked; ignored ones become UNLABELLED."""
+    check_values(path, ids, num_classes, ignore_label)
+    return pack(np.where(ids == ignore_label, UNLABELLED, ids))
 
 
 def unpack(content: bytes, shape: tuple) -> np.ndarray:

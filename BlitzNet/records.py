@@ -1,7 +1,5 @@
-"""TFRecords of pictures with boxes and masks: read, and written by hand.
+"""TFRecords of pictures with boxes and masks, read and written.
 
-python BlitzNet/records.py --data_path=DIR --output=DIR [--dataset=NAME]
-  [--sbd=DIR]
 Reads the reference's records (JPEG and PNG inside) and the Ascend port's (raw
 pixels); writes the former. Pictures stay in the file: what is kept is where
 in it they lie.
@@ -9,62 +7,19 @@ in it they lie.
 
 import io
 import os
-import sys
 
 import numpy as np
-import scipy.io
 import tensorflow as tf
-from absl import flags
 from PIL import Image
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-from BlitzNet import pictures, voc
+from BlitzNet import pictures
 from BlitzNet.augment import UNLABELLED
-from BlitzNet.launch import launch
 from BlitzNet.pictures import Objects, Picture
 from common.npu_config import UserError
 
-FLAGS = flags.FLAGS
 RECORD_HEAD, RECORD_TAIL = 12, 4  # bytes around the content of a record
 ROUNDING = 1e-3  # by how much a box may leave the picture
 BOX = ("xmin", "ymin", "xmax", "ymax")
-SBD_LISTS = ("train.txt", "val.txt")
-
-
-def read_list(path: str) -> list[str]:
-    """Names in a list of ImageSets; Main's may have a second column."""
-    with open(path, encoding="utf8") as file:
-        return [line.split()[0] for line in file if line.strip()]
-
-
-def augmented_list(sets: str, sbd: str) -> list[str]:
-    """The pictures with a mask in VOC 2012 or SBD that val has not."""
-    own, held_out = (
-        read_list(os.path.join(sets, "Segmentation", f"{split}.txt"))
-        for split in ("train", "val")
-    )
-    more = set()
-    for name in SBD_LISTS:
-        path = os.path.join(sbd, name)
-        if not os.path.exists(path):
-            raise UserError(
-                f"--sbd={sbd}: no {name}; give SBD's folder dataset/, with "
-                "cls/, train.txt and val.txt"
-            )
-        more.update(read_list(path))
-    return own + sorted(more - set(own) - set(held_out))
-
-
-def read_sbd(path: str) -> np.ndarray:
-    """Class ids [h, w] uint8 of a .mat file of SBD."""
-    try:
-        return scipy.io.loadmat(path)["GTcls"][0][0][1].astype(np.uint8)
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise UserError(
-            f"{path}: cannot be read as a mask of SBD ({error}); unpack its "
-            "archive again"
-        ) from None
 
 
 def read(path: str, num_classes: int, ignore_label: int) -> list[Picture]:
@@ -116,15 +71,7 @@ def _parse(
             f"{where}: no picture in it ({error!r}); expected image/encoded, "
             "image/height and image/width"
         ) from None
-    kind = pictures.RAW if len(encoded) == 3 * np.prod(size) else pictures.JPEG
-    if kind == pictures.JPEG:
-        image = pictures.open_picture(where, source=io.BytesIO(encoded))
-        if image.format != pictures.GRAPH_FORMAT:
-            raise UserError(
-                f"{where}: a picture in {image.format}; records hold JPEG, or "
-                "raw pixels of the height and width that they state"
-            )
-        pictures.check_size(where, image.size[::-1], size)
+    kind = _kind(where, encoded, size)
     names = features["image/filename"].bytes_list.value
     stem = names[0].decode("utf8", "replace") if names else ""
     return Picture(
@@ -137,6 +84,20 @@ def _parse(
         _objects(where, features, num_classes),
         size,
     )
+
+
+def _kind(where: str, encoded: bytes, size: tuple[int, int]) -> int:
+    """How a record holds its picture of `size`: RAW or JPEG."""
+    if len(encoded) == 3 * np.prod(size):
+        return pictures.RAW
+    image = pictures.open_picture(where, source=io.BytesIO(encoded))
+    if image.format != pictures.GRAPH_FORMAT:
+        raise UserError(
+            f"{where}: a picture in {image.format}; records hold JPEG, or raw "
+            "pixels of the height and width that they state"
+        )
+    pictures.check_size(where, image.size[::-1], size)
+    return pictures.JPEG
 
 
 def _mask(
@@ -157,7 +118,7 @@ def _mask(
     # The reference's way to say that a picture has no mask.
     if (ids == UNLABELLED).all():
         return b""
-    return voc.pack_mask(where, ids, num_classes, ignore_label)
+    return pictures.pack_mask(where, ids, num_classes, ignore_label)
 
 
 def _objects(where: str, features: dict, num_classes: int) -> Objects:
@@ -252,35 +213,3 @@ def write(path: str, pairs: list[Picture]) -> None:
         for pair in pairs:
             writer.write(example(pair))
     os.replace(path + ".part", path)
-
-
-def define_flags() -> None:
-    """Defines the flags of the conversion."""
-    text = flags.DEFINE_string
-    text("data_path", None, "Data set in the layout of Pascal VOC.")
-    text("output", None, "Folder for the TFRecords.")
-    text("sbd", None, "SBD's folder dataset/, for its masks.")
-    voc.define_flags()
-    flags.mark_flags_as_required(["data_path", "output"])
-
-
-def main() -> None:
-    """Writes a TFRecord for each part of the data set."""
-    values = FLAGS.flag_values_dict()
-    reader = voc.Reader.of(values, FLAGS.sbd)
-    parts, held_out = voc.parts_of(values)
-    os.makedirs(FLAGS.output, exist_ok=True)
-    for part in dict.fromkeys([*parts, held_out]):
-        pairs = reader.read(part)
-        path = os.path.join(FLAGS.output, part.records[0])
-        write(path, pairs)
-        print(f"{path}: {pictures.describe(pairs, reader.names)}")
-    # Records hold numbers; whoever reads them needs the names too.
-    path = os.path.join(FLAGS.output, voc.CLASSES_FILE)
-    with open(path, "w", encoding="utf8") as file:
-        file.write("\n".join([*reader.names[1:], ""]))
-
-
-if __name__ == "__main__":
-    define_flags()
-    launch(main)

@@ -104,7 +104,10 @@ def define_flags() -> None:
     whole("seed", 0, "Of weights, order, augmentation.", 0)
     model.define_flags()
     voc.define_flags()
-    for name in ("num_classes", "ignore_label", "dataset"):
+    for name in (
+        *("num_classes", "ignore_label", "dataset"),
+        *("image_size", "x4", "detect", "segment"),
+    ):
         flags.declare_key_flag(name)
     flags.DEFINE_enum(
         "augment",
@@ -407,10 +410,11 @@ def use_run(runtime: npu_config.Runtime, path: str) -> None:
             evaluate.save_results(path, table, rows, values)
     if "predict" in FLAGS.exec_mode and runtime.rank == 0:
         values = run_folder.read_flags(path)
+        # Pictures within a TFRecord have no file of their own.
         paths = [
             pair.path
             for pair in evaluate.read_pictures(values)
-            if not pair.path.endswith(voc.parts_of(values)[1].records)
+            if not pair.span[0]
         ]
         predict.predict_run(path, paths, os.path.join(path, "predictions"))
 

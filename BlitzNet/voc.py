@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Optional
 
 import numpy as np
+import scipy.io
 from absl import flags
 
 from BlitzNet import pictures, records
-from BlitzNet.augment import UNLABELLED
 from BlitzNet.pictures import Objects, Picture
 from common.npu_config import UserError
 
@@ -26,8 +26,9 @@ CLASSES_FILE = "classes.txt"  # of one's own data: a name per line
 CHECKED_PICTURES = 32  # pictures that are decoded unless all are asked for
 READERS = 4  # threads; Pillow lets go of Python's lock while it decodes
 MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")
+SBD_LISTS = ("train.txt", "val.txt")
 LAYOUT_HELP = (
-    "expected VOCdevkit/VOC2007 or VOC2012, TFRecords of records.py, or in "
+    "expected VOCdevkit/VOC2007 or VOC2012, TFRecords of make_records.py, or in "
     "the folder itself JPEGImages/, Annotations/ and ImageSets/Main/*.txt"
 )
 
@@ -235,11 +236,11 @@ class Reader:
         # Before the original list: SBD knows masks of seven times as many.
         if self.sbd and "SegmentationAug" in part.kinds:
             if part.split == "train":
-                return records.augmented_list(sets, self.sbd)
+                return augmented_list(sets, self.sbd)
         for kind in part.kinds:
             path = os.path.join(sets, kind, f"{part.split}.txt")
             if os.path.exists(path):
-                stems = records.read_list(path)
+                stems = read_list(path)
                 if stems:
                     return stems
         raise UserError(
@@ -283,22 +284,16 @@ class Reader:
                 return self.packed(path, ids)
         path = os.path.join(self.sbd or "", "cls", f"{stem}.mat")
         if self.sbd and os.path.exists(path):
-            ids = records.read_sbd(path)
+            ids = read_sbd(path)
             pictures.check_size(path, ids.shape, size)
             return self.packed(path, ids)
         return b""
 
     def packed(self, path: str, ids: np.ndarray) -> bytes:
         """Checks and packs the class ids of a mask."""
-        return pack_mask(path, ids, len(self.names), self.ignore_label)
-
-
-def pack_mask(
-    path: str, ids: np.ndarray, num_classes: int, ignore_label: int
-) -> bytes:
-    """Class ids [h, w] uint8, checked; ignored ones become UNLABELLED."""
-    pictures.check_values(path, ids, num_classes, ignore_label)
-    return pictures.pack(np.where(ids == ignore_label, UNLABELLED, ids))
+        return pictures.pack_mask(
+            path, ids, len(self.names), self.ignore_label
+        )
 
 
 def find_picture(folder: str, stem: str) -> str:
@@ -337,13 +332,7 @@ def read_annotation(
         )
     if not objects:
         return pictures.no_objects()
-    unknown = sorted({name for name, _, _ in objects} - set(names[1:]))
-    if unknown:
-        raise UserError(
-            f"{path}: unknown class {', '.join(map(repr, unknown[:4]))}; "
-            f"known are {', '.join(names[1:])}; name your own in "
-            f"{CLASSES_FILE}"
-        )
+    _check_names(path, {name for name, _, _ in objects}, names)
     height, width = size
     corners = np.array([box for _, box, _ in objects])
     pictures.check_boxes(path, corners, (width, height))
@@ -355,6 +344,17 @@ def read_annotation(
         np.array([names.index(name) for name, _, _ in objects], np.int32),
         np.array([difficult for _, _, difficult in objects], bool),
     )
+
+
+def _check_names(path: str, used: set[str], names: list[str]) -> None:
+    """Raises UserError for classes that nobody has named."""
+    unknown = sorted(used - set(names[1:]))
+    if unknown:
+        raise UserError(
+            f"{path}: unknown class {', '.join(map(repr, unknown[:4]))}; "
+            f"known are {', '.join(names[1:])}; name your own in "
+            f"{CLASSES_FILE}"
+        )
 
 
 def _read_object(
@@ -370,3 +370,38 @@ def _read_object(
     name = (element.findtext("name") or "").strip()
     difficult = int(element.findtext("difficult") or 0)
     return name, corners, bool(difficult)
+
+
+def read_list(path: str) -> list[str]:
+    """Names in a list of ImageSets; Main's may have a second column."""
+    with open(path, encoding="utf8") as file:
+        return [line.split()[0] for line in file if line.strip()]
+
+
+def augmented_list(sets: str, sbd: str) -> list[str]:
+    """The pictures with a mask in VOC 2012 or SBD that val has not."""
+    own, held_out = (
+        read_list(os.path.join(sets, "Segmentation", f"{split}.txt"))
+        for split in ("train", "val")
+    )
+    more = set()
+    for name in SBD_LISTS:
+        path = os.path.join(sbd, name)
+        if not os.path.exists(path):
+            raise UserError(
+                f"--sbd={sbd}: no {name}; give SBD's folder dataset/, with "
+                "cls/, train.txt and val.txt"
+            )
+        more.update(read_list(path))
+    return own + sorted(more - set(own) - set(held_out))
+
+
+def read_sbd(path: str) -> np.ndarray:
+    """Class ids [h, w] uint8 of a .mat file of SBD."""
+    try:
+        return scipy.io.loadmat(path)["GTcls"][0][0][1].astype(np.uint8)
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise UserError(
+            f"{path}: cannot be read as a mask of SBD ({error}); unpack its "
+            "archive again"
+        ) from None
