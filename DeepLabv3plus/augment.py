@@ -89,6 +89,12 @@ def pad(pixels: tf.Tensor, height: int, width: int, value: float) -> tf.Tensor:
     return tf.pad(pixels, paddings, constant_values=value)
 
 
+def counted(label: tf.Tensor, ignore_label: int) -> tf.Tensor:
+    """1 where a pixel counts and 0 elsewhere, uint8 like the label."""
+    # Not as uint8, where an ignore_label of -1 would mean 255.
+    return tf.cast(tf.cast(label, tf.int32) != ignore_label, tf.uint8)
+
+
 def finish_sample(
     image: tf.Tensor, label: tf.Tensor, valid: tf.Tensor
 ) -> dict[str, tf.Tensor]:
@@ -128,7 +134,7 @@ def augment(
         size = scaled_size(size, random_scale(draws[0], recipe))
         image, label = resize_image(image, size), resize_ids(label, size)
     crop = (recipe.height, recipe.width)
-    valid = tf.cast(label != recipe.ignore_label, tf.uint8)
+    valid = counted(label, recipe.ignore_label)
     image = pad(image, *crop, MEAN_PIXEL)
     label, valid = pad(label, *crop, 0), pad(valid, *crop, 0)
     room = tf.cast(tf.shape(image)[:2] - crop + 1, tf.float32)

@@ -164,7 +164,7 @@ def evaluation_batches(
 
     def load(index):
         image, label = files.read(index)
-        valid = tf.cast(label != ignore_label, tf.uint8)
+        valid = augment.counted(label, ignore_label)
         image = tf.cast(image, tf.float32)
         return augment.finish_sample(image, label, valid)
 
