@@ -22,6 +22,9 @@ from common.npu_config import UserError
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PIXELS = 100_000_000  # a larger picture is taken for a bomb
 MAX_DECODED = 2**31  # bytes of decoded pictures that are kept in memory
+GRAPH_FORMATS = [
+    (kind, mode) for kind in ("PNG", "JPEG") for mode in ("L", "RGB")
+]
 CHECKED_PICTURES = 32  # pictures that are decoded unless all are asked for
 READERS = 4  # threads; Pillow lets go of Python's lock while it decodes
 LABEL_SUFFIXES = ("_labels", "annot")  # of the folder beside the pictures'
@@ -237,13 +240,11 @@ class Reader:
         self, name: str, label_path: str, keep: bool, check: bool
     ) -> Picture:
         """Reads a picture and its label, and checks that they fit."""
-        content = b""
-        if keep:
-            picture = read_picture(name)
-            size = picture.shape[:2]
-            content = picture.tobytes()
-        else:
-            size = _open(name, check).size[::-1]
+        image, content = _open(name, check and not keep), b""
+        size = image.size[::-1]
+        # TensorFlow does not decode every kind of file.
+        if keep or (image.format, image.mode) not in GRAPH_FORMATS:
+            content = read_picture(name).tobytes()
         label = self.read_label(label_path)
         if label.shape != size:
             raise UserError(

@@ -152,35 +152,27 @@ def load(
       Names that were left as they are.
     """
     values, variables = read(path), named_variables(model)
-    for name, wanted in zip(FACTS, facts or ()):
-        held = str(values.get(name, wanted))
-        if held != wanted:
-            flag = name.split("/")[-1]
-            raise UserError(
-                f"{path} holds a network of --{flag}={held}, this one has "
-                f"--{flag}={wanted}; give --{flag}={held}, or other weights"
-            )
-    left = []
-    if new_classifier:
-        left = [
-            name
-            for name in variables
-            if name in CLASSIFIER
-            and name in values
-            and values[name].shape != tuple(variables[name].shape)
-        ]
-    wanted = {name: tuple(v.shape) for name, v in variables.items()}
+    _check_facts(path, values, facts)
+    shapes = {name: tuple(value.shape) for name, value in variables.items()}
+    left = [
+        name
+        for name in CLASSIFIER
+        if new_classifier
+        and name in shapes
+        and name in values
+        and values[name].shape != shapes[name]
+    ]
     # All faults at once, and before the first assignment: a network with
     # half of its weights replaced helps nobody.
-    missing = sorted(set(wanted) - set(values))
+    missing = sorted(set(shapes) - set(values))
     extra = [
         name
-        for name in sorted(set(values) - set(wanted))
+        for name in sorted(set(values) - set(shapes))
         if name not in FACTS and not name.startswith(AUXILIARY)
     ]
     wrong = [
         f"{name} {values[name].shape} for {shape}"
-        for name, shape in wanted.items()
+        for name, shape in shapes.items()
         if name in values and name not in left and values[name].shape != shape
     ]
     if missing or extra or wrong:
@@ -193,6 +185,23 @@ def load(
         if name not in left:
             variable.assign(np.asarray(values[name], np.float32))
     return left
+
+
+def _check_facts(
+    path: str,
+    values: dict[str, np.ndarray],
+    facts: Optional[tuple[str, str]],
+) -> None:
+    """Raises UserError for weights of another frontend or form."""
+    for name, wanted in zip(FACTS, facts or ()):
+        # A TF1 checkpoint says nothing; its names and shapes have to do.
+        held = str(values.get(name, wanted))
+        if held != wanted:
+            flag = name.split("/")[-1]
+            raise UserError(
+                f"{path} holds a network of --{flag}={held}, this one has "
+                f"--{flag}={wanted}; give --{flag}={held}, or other weights"
+            )
 
 
 def load_frontend(model: tf.keras.Model, path: str, frontend: str) -> None:
