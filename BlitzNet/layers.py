@@ -45,6 +45,11 @@ class Prepare(tf.keras.layers.Layer):
         return count, height + 6, width + 6, channels
 
 
+def arithmetic() -> str:
+    """The dtype in which layers compute that cast by themselves."""
+    return tf.keras.mixed_precision.global_policy().compute_dtype
+
+
 class ConvolutionNorm(tf.keras.layers.Layer):
     """Convolution without bias, batch norm and, unless linear, ReLU.
 
@@ -62,7 +67,8 @@ class ConvolutionNorm(tf.keras.layers.Layer):
         relu: bool = True,
         **options,
     ) -> None:
-        super().__init__(autocast=False, **options)
+        super().__init__(dtype="float32", autocast=False, **options)
+        self.arithmetic = arithmetic()
         self.filters, self.side, self.norm = filters, side, norm
         self.strides, self.padding, self.relu = strides, padding, relu
 
@@ -89,7 +95,7 @@ class ConvolutionNorm(tf.keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """[N, h, w, c] to [N, h / strides, w / strides, filters]."""
-        features = tf.cast(inputs, self.compute_dtype)
+        features = tf.cast(inputs, self.arithmetic)
         kernel = tf.convert_to_tensor(self.kernel)
         if training and not self.norm.frozen:
             features = self._normalize(self._convolve(features, kernel))
@@ -217,7 +223,8 @@ class DetectionHead(tf.keras.layers.Layer):
     """
 
     def __init__(self, num_classes: int, **options) -> None:
-        super().__init__(autocast=False, **options)
+        super().__init__(dtype="float32", autocast=False, **options)
+        self.arithmetic = arithmetic()
         self.num_classes = num_classes
 
     def build(self, input_shape: Sequence) -> None:
@@ -241,7 +248,7 @@ class DetectionHead(tf.keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """[N, h, w, c] to confidence [N, A, C] and location [N, A, 4]."""
-        features = tf.cast(inputs, self.compute_dtype)
+        features = tf.cast(inputs, self.arithmetic)
         kernel = tf.concat([self.location_kernel, self.confidence_kernel], -1)
         bias = tf.concat([self.location_bias, self.confidence_bias], -1)
         kernel = tf.cast(kernel, features.dtype)

@@ -28,8 +28,8 @@ READERS = 4  # threads; Pillow lets go of Python's lock while it decodes
 MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")
 SBD_LISTS = ("train.txt", "val.txt")
 LAYOUT_HELP = (
-    "expected VOCdevkit/VOC2007 or VOC2012, TFRecords of make_records.py, or in "
-    "the folder itself JPEGImages/, Annotations/ and ImageSets/Main/*.txt"
+    "expected VOCdevkit/VOC2007 or VOC2012, TFRecords of make_records.py, or "
+    "in the folder itself JPEGImages/, Annotations/ and ImageSets/Main/*.txt"
 )
 
 
