@@ -62,9 +62,9 @@ def hard_negatives(
     everywhere = ranks.gather(
         tf.stop_gradient(tf.where(positives > 0, -1.0, entropies))
     )
-    order = tf.math.top_k(
-        tf.reshape(everywhere, [-1]), entropies.shape[1]
-    ).indices
+    # With P positives among A boxes, 3 P or A - P are never more than that.
+    most = -(-3 * entropies.shape[1] // 4)
+    order = tf.math.top_k(tf.reshape(everywhere, [-1]), most).indices
     taken = tf.cast(tf.range(order.shape[0]), tf.float32) < count
     chosen = tf.scatter_nd(
         order[:, tf.newaxis],
