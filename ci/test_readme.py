@@ -102,3 +102,14 @@ def test_commands_of_a_readme(readme: Path, checkout: Path) -> None:
         # The ends, because an error comes after much progress.
         told = f"{text}\n{process.stdout[-4000:]}\n{process.stderr[-4000:]}"
         assert process.returncode == 0, told
+
+
+def test_promises_name_tests_that_exist() -> None:
+    """docs/promises.md points at files and tests, all of them there."""
+    text = (contract.REPOSITORY / "docs" / "promises.md").read_text()
+    named = re.findall(r"`(\w+/[\w./]+?)(?:::(\w+))?`", text)
+    assert len(named) > 30
+    for path, test in named:
+        place = contract.REPOSITORY / path
+        assert place.exists(), path
+        assert not test or f"def {test}(" in place.read_text(), test
