@@ -73,7 +73,7 @@ def test_every_pixel_counts_once(network: tf.keras.Model) -> None:
         totals, predicted = step(batch)
         known += (label != UNKNOWN).sum()
         valid += (label < 2).sum()
-        hits += ((label < 2) & (predicted == label)).sum()
+        hits += ((label < 2) & (predicted.numpy() == label)).sum()
         assert float(tf.reduce_sum(totals["confusion"])) == (
             (label != UNKNOWN).sum()
         )
