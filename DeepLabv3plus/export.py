@@ -152,17 +152,28 @@ def export_tflite(live: Live, output: str) -> np.ndarray:
 
 def export_onnx(live: Live, output: str) -> np.ndarray:
     """ONNX, converted from the frozen graph, run by onnxruntime."""
+    import onnx
     import onnxruntime
     import tf2onnx
 
     path = os.path.join(output, "deeplabv3plus.onnx")
-    tf2onnx.convert.from_graph_def(
+    model, _ = tf2onnx.convert.from_graph_def(
         live.graph_def,
         input_names=[f"{IMAGE}:0"],
         output_names=[f"{CLASSES}:0", f"{PROBABILITIES}:0"],
         opset=15,
-        output_path=path,
     )
+    constants = {each.name: each for each in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "Resize":
+            continue
+        # tf2onnx rounds 25 / 7 down, and seven pixels would become 24.
+        scales = constants[node.input[2]]
+        values = onnx.numpy_helper.to_array(scales)
+        raised = np.where(values == 1, values, np.nextafter(values, np.inf))
+        raised = raised.astype(np.float32)
+        scales.CopyFrom(onnx.numpy_helper.from_array(raised, scales.name))
+    onnx.save(model, path)
     session = onnxruntime.InferenceSession(path)
     feeds = {f"{IMAGE}:0": live.images}
     return session.run([f"{PROBABILITIES}:0"], feeds)[0]

@@ -186,17 +186,7 @@ def load(
     wanted = {name: tuple(v.shape) for name, v in variables.items()}
     left = []
     if new_layers is not None:
-        left = [
-            name
-            for name in wanted
-            if name.startswith(tuple(new_layers))
-            or name.startswith(CLASSIFIER)
-            and (name not in values or values[name].shape != wanted[name])
-        ]
-        # Its weights without its bias would be half of two classifiers.
-        if any(name.startswith(CLASSIFIER) for name in left):
-            left += [n for n in wanted if n.startswith(CLASSIFIER)]
-        left = sorted(set(left))
+        left = _not_given(values, wanted, (*new_layers, CLASSIFIER))
     # All faults at once, and before the first assignment: a network with
     # half of its weights replaced helps nobody.
     missing = sorted(set(wanted) - set(values) - set(left))
@@ -217,6 +207,26 @@ def load(
         if name not in left:
             variable.assign(values[name])
     return left, extra
+
+
+def _not_given(
+    values: dict[str, np.ndarray],
+    wanted: dict[str, tuple],
+    new_layers: Sequence[str],
+) -> list[str]:
+    """Names that a file to start from does not give.
+
+    `new_layers` are left out altogether, but for the classifier, the last of
+    them, which is given where all of it fits.
+    """
+    *excluded, classifier = new_layers
+    names = [name for name in wanted if name.startswith(classifier)]
+    fits = all(
+        name in values and values[name].shape == wanted[name] for name in names
+    )
+    if not fits:
+        excluded.append(classifier)
+    return sorted(n for n in wanted if n.startswith(tuple(excluded)))
 
 
 def some(names: Sequence[str]) -> str:
