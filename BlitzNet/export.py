@@ -3,12 +3,14 @@
 python BlitzNet/export.py --run=RUN --output=DIR [--formats=savedmodel,pb,…]
 savedmodel, a frozen pb (for Ascend's atc), tflite, onnx (needs tf2onnx and
 onnxruntime) and tf1, a checkpoint with the TF1 reference's names, give the
-heads' outputs. The nms_ formats give boxes, scores, classes and mask.
+heads' outputs. nms is a SavedModel, TFLite and ONNX that give boxes, scores,
+classes and mask.
 """
 
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 from typing import Callable, Optional
 
 import numpy as np
@@ -42,7 +44,7 @@ def define_flags() -> None:
     FLAGS.set_default("precision_mode", "force_fp32")
     flags.DEFINE_string("run", None, "Run folder: --output_path of train.py.")
     flags.DEFINE_string("output", None, "Folder for the exports.")
-    flags.DEFINE_list("formats", list(EXPORTERS), "Which to write.")
+    flags.DEFINE_list("formats", FORMATS, "Which to write.")
     flags.DEFINE_integer(
         "batch_size", 1, "Fixed batch of pb, tflite, onnx.", 1
     )
@@ -57,8 +59,11 @@ class Graph:
         function: Callable[[tf.Tensor], dict[str, tf.Tensor]],
         network: tf.keras.Model,
         shape: tuple,
+        any_batch: bool,
     ) -> None:
         self.network, self.shape = network, shape
+        # Suppression is done picture by picture.
+        self.served_batch = None if any_batch else shape[0]
         # Noise reaches every weight; a flat picture would hide differences.
         rng = np.random.RandomState(0)
         self.images = rng.uniform(0, 1, shape).astype(np.float32)
@@ -93,13 +98,13 @@ class Live:
         self.prior_boxes = anchors.priors(self.architecture)
         side = self.architecture.image_size
         self.heads = Graph(
-            self.raw_outputs, self.network, (batch_size, side, side, 3)
+            self.raw_outputs, self.network, (batch_size, side, side, 3), True
         )
 
     def finished(self) -> Graph:
-        """The graph of the nms_ formats, for one picture."""
+        """The graph of nms, for one picture."""
         shape = (1, *self.heads.shape[1:])
-        return Graph(self.detect, self.network, shape)
+        return Graph(self.detect, self.network, shape, False)
 
     def raw_outputs(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
         """RGB in [0, 1] to the heads' outputs by the seed's names."""
@@ -137,14 +142,15 @@ class Live:
         }
 
 
-def export_savedmodel(graph: Graph, output: str, name: str) -> Outputs:
-    """SavedModel, of the heads for any batch size."""
-    path = os.path.join(output, f"{name}saved_model")
+def export_savedmodel(graph: Graph, output: str) -> Outputs:
+    """SavedModel; that of the heads takes any batch size."""
+    path = os.path.join(output, "saved_model")
     module = tf.Module()
     module.network = graph.network
     module.serve = graph.serve
-    count = 1 if name else None
-    signature = graph.serve.get_concrete_function(graph.spec(count))
+    signature = graph.serve.get_concrete_function(
+        graph.spec(graph.served_batch)
+    )
     tf.saved_model.save(module, path, {"serving_default": signature})
     # Kept in a name: TF 2.6 forgets the variables with the loaded object.
     loaded = tf.saved_model.load(path)
@@ -153,11 +159,10 @@ def export_savedmodel(graph: Graph, output: str, name: str) -> Outputs:
     return {name: value.numpy() for name, value in outputs.items()}
 
 
-def export_pb(graph: Graph, output: str, name: str) -> Outputs:
+def export_pb(graph: Graph, output: str) -> Outputs:
     """Frozen GraphDef with a fixed input shape."""
-    file_name = f"{name}blitznet.pb"
-    tf.io.write_graph(graph.graph_def, output, file_name, as_text=False)
-    with open(os.path.join(output, file_name), "rb") as file:
+    tf.io.write_graph(graph.graph_def, output, "blitznet.pb", as_text=False)
+    with open(os.path.join(output, "blitznet.pb"), "rb") as file:
         graph_def = tf.compat.v1.GraphDef.FromString(file.read())
     with tf.Graph().as_default() as loaded:
         tf.import_graph_def(graph_def, name="")
@@ -166,13 +171,13 @@ def export_pb(graph: Graph, output: str, name: str) -> Outputs:
             return session.run(fetches, {f"{IMAGE}:0": graph.images})
 
 
-def export_tflite(graph: Graph, output: str, name: str) -> Outputs:
+def export_tflite(graph: Graph, output: str) -> Outputs:
     """TFLite, converted from the frozen graph, run by its interpreter."""
     # From the frozen function: TF 2.18 converts a SavedModel of Keras 3 to
     # garbage without a word.
     converter = tf.lite.TFLiteConverter.from_concrete_functions([graph.frozen])
     content = converter.convert()
-    path = os.path.join(output, f"{name}blitznet.tflite")
+    path = os.path.join(output, "blitznet.tflite")
     with open(path, "wb") as file:
         file.write(content)
     interpreter = tf.lite.Interpreter(model_content=content)
@@ -188,12 +193,12 @@ def export_tflite(graph: Graph, output: str, name: str) -> Outputs:
     return dict(zip(sorted(graph.expected), values))
 
 
-def export_onnx(graph: Graph, output: str, name: str) -> Outputs:
+def export_onnx(graph: Graph, output: str) -> Outputs:
     """ONNX, converted from the frozen graph, run by onnxruntime."""
     import onnxruntime
     import tf2onnx
 
-    path = os.path.join(output, f"{name}blitznet.onnx")
+    path = os.path.join(output, "blitznet.onnx")
     fetches = [f"{each}:0" for each in graph.expected]
     tf2onnx.convert.from_graph_def(
         graph.graph_def,
@@ -207,7 +212,7 @@ def export_onnx(graph: Graph, output: str, name: str) -> Outputs:
     return dict(zip(graph.expected, values))
 
 
-def export_tf1(graph: Graph, output: str, _: str) -> Outputs:
+def export_tf1(graph: Graph, output: str) -> Outputs:
     """TF1 checkpoint; read back into the live network."""
     prefix = os.path.join(output, "tf1", "model.ckpt")
     os.makedirs(os.path.dirname(prefix), exist_ok=True)
@@ -216,17 +221,16 @@ def export_tf1(graph: Graph, output: str, _: str) -> Outputs:
     return graph.answer()
 
 
-NMS = "nms_"  # before the formats that hold decoding and suppression
-EXPORTERS: dict[str, Callable[[Graph, str, str], Outputs]] = {
+EXPORTERS: dict[str, Callable[[Graph, str], Outputs]] = {
     "savedmodel": export_savedmodel,
     "pb": export_pb,
     "tflite": export_tflite,
     "onnx": export_onnx,
     "tf1": export_tf1,
-    "nms_savedmodel": export_savedmodel,
-    "nms_tflite": export_tflite,
-    "nms_onnx": export_onnx,
 }
+# What `nms` stands for: formats with decoding and suppression inside.
+NMS_FORMATS = ("savedmodel", "tflite", "onnx")
+FORMATS = [*EXPORTERS, "nms"]
 
 
 def cannot_export(name: str) -> Optional[str]:
@@ -234,7 +238,7 @@ def cannot_export(name: str) -> Optional[str]:
     missing = [
         package
         for package in ONNX_PACKAGES
-        if name.endswith("onnx") and importlib.util.find_spec(package) is None
+        if name == "onnx" and importlib.util.find_spec(package) is None
     ]
     if missing:
         return f"needs pip install {' '.join(missing)}"
@@ -263,6 +267,29 @@ def difference(outputs: Outputs, expected: Outputs) -> float:
     return worst
 
 
+def export_all(
+    graph: Graph, formats: Sequence[str], output: str, prefix: str = ""
+) -> None:
+    """Writes and proves a graph in some formats; `prefix` is for the log."""
+    os.makedirs(output, exist_ok=True)
+    for name in formats:
+        reason = cannot_export(name)
+        if reason and FLAGS["formats"].present:
+            raise UserError(f"--formats={name} {reason}")
+        if reason:
+            print(f"{name:<14} left out: {reason}")
+            continue
+        largest = difference(EXPORTERS[name](graph, output), graph.expected)
+        # NaN fails this comparison too.
+        if not largest <= TOLERANCE:
+            raise UserError(
+                f"{prefix}{name}: differs by {largest:.2g} of the largest "
+                f"output from the live network, allowed {TOLERANCE}; do not "
+                "use this export"
+            )
+        print(f"{prefix + name:<14} largest difference {largest:.2g}")
+
+
 def atc_command(live: Live) -> str:
     """The seed's command for an Ascend 310."""
     shape = ",".join(map(str, live.heads.shape))
@@ -276,37 +303,20 @@ def atc_command(live: Live) -> str:
 
 def main() -> None:
     """Writes and proves the formats asked for."""
-    unknown = sorted(set(FLAGS.formats) - set(EXPORTERS))
+    unknown = sorted(set(FLAGS.formats) - set(FORMATS))
     if unknown:
         raise UserError(
-            f"--formats={','.join(unknown)}: choose from {','.join(EXPORTERS)}"
+            f"--formats={','.join(unknown)}: choose from {','.join(FORMATS)}"
         )
     npu_config.setup()
     live = Live(FLAGS.run, FLAGS.batch_size)
-    finished = None
-    os.makedirs(FLAGS.output, exist_ok=True)
-    for name in FLAGS.formats:
-        reason = cannot_export(name)
-        if reason and FLAGS["formats"].present:
-            raise UserError(f"--formats={name} {reason}")
-        if reason:
-            print(f"{name:<14} left out: {reason}")
-            continue
-        graph, prefix = live.heads, ""
-        if name.startswith(NMS):
-            graph = finished = finished or live.finished()
-            prefix = f"with_nms{os.sep}"
-            os.makedirs(os.path.join(FLAGS.output, prefix), exist_ok=True)
-        outputs = EXPORTERS[name](graph, FLAGS.output, prefix)
-        largest = difference(outputs, graph.expected)
-        # NaN fails this comparison too.
-        if not largest <= TOLERANCE:
-            raise UserError(
-                f"{name}: differs by {largest:.2g} of the largest output "
-                f"from the live network, allowed {TOLERANCE}; do not use "
-                "this export"
-            )
-        print(f"{name:<14} largest difference {largest:.2g}")
+    formats = [name for name in FLAGS.formats if name in EXPORTERS]
+    export_all(live.heads, formats, FLAGS.output)
+    if "nms" in FLAGS.formats:
+        folder = os.path.join(FLAGS.output, "with_nms")
+        # Whoever wants them all gets those that can be made here.
+        possible = [name for name in NMS_FORMATS if not cannot_export(name)]
+        export_all(live.finished(), possible, folder, "nms ")
     print(atc_command(live))
 
 
