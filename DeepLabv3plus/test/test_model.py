@@ -108,7 +108,7 @@ def test_logits_losses_and_gradients(
     goldens: Path, found: Callable[[list], list]
 ) -> None:
     """Logits to 1e-4 of their maximum; norms of gradients to 1e-3."""
-    for name, golden in found(golden_files(goldens, "logits")):
+    for name, golden in found(golden_files(goldens, "upsampled_logits")):
         network = network_for(golden)
         batch = golden_batch(golden)
 
