@@ -92,10 +92,10 @@ def encode(
     labels = tf.concat([tf.cast(labels, tf.int32), [0]], 0)
     table = overlaps(boxes[:count], prior_boxes)
     table = tf.concat([table, tf.zeros_like(prior_boxes[tf.newaxis, :, 0])], 0)
-    chosen = tf.argmax(table, 0, tf.int32)
+    chosen = _first_largest(table, 0)
     matched = tf.reduce_max(table, 0) >= MATCHED
     chosen = tf.where(matched, chosen, count)
-    best = tf.argmax(table[:count], 1, tf.int32)
+    best = _first_largest(table[:count], 1)
     # Of several objects the smallest number stays.
     forced = tf.math.unsorted_segment_min(
         tf.range(count), best, tf.shape(prior_boxes)[0]
@@ -104,6 +104,17 @@ def encode(
     return tf.gather(labels, chosen), offsets(
         tf.gather(boxes, chosen), prior_boxes
     )
+
+
+def _first_largest(table: tf.Tensor, axis: int) -> tf.Tensor:
+    """Indices of the largest values of [n, m] along an axis, int32.
+
+    The first of equal ones, which tf.argmax does not promise.
+    """
+    size = tf.shape(table)[axis]
+    places = tf.range(size)[:, tf.newaxis] if axis == 0 else tf.range(size)
+    largest = tf.reduce_max(table, axis, keepdims=True)
+    return tf.reduce_min(tf.where(table == largest, places, size), axis)
 
 
 def offsets(boxes: tf.Tensor, prior_boxes: tf.Tensor) -> tf.Tensor:

@@ -125,7 +125,10 @@ def confident(
     """Results without boxes of a lower score than `least`."""
     if "boxes" not in results:
         return results
-    chosen = (results["scores"] >= least) & (results["classes"] > 0)
+    top, left, bottom, right = results["boxes"].T
+    # Decoding can leave boxes that lie beyond the picture.
+    chosen = (bottom > top) & (right > left) & (results["classes"] > 0)
+    chosen &= results["scores"] >= least
     boxes = {n: results[n][chosen] for n in ("boxes", "scores", "classes")}
     return {**results, **boxes}
 
