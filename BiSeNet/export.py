@@ -187,13 +187,21 @@ def export_float16(live: Live, output: str) -> np.ndarray:
     path = os.path.join(output, "weights.npz")
     weights.save_npz(live.network, path, live.facts, np.float16)
     read(os.path.join(live.run, FILE)).save(os.path.join(output, FILE))
-    values = {**live.values, **dict.fromkeys(OWN_PATHS)}
+    values = {
+        name: None if name in OWN_PATHS or _is_absolute(value) else value
+        for name, value in live.values.items()
+    }
     run_folder.write_json(os.path.join(output, "flags.json"), values)
     weights.load(live.network, path, facts=live.facts)
     logits = live.logits()
     # What is exported after this is to be exact again.
     weights.load(live.network, live.run, facts=live.facts)
     return logits
+
+
+def _is_absolute(value: object) -> bool:
+    """True for a path of this machine, under whatever alias of a flag."""
+    return isinstance(value, str) and os.path.isabs(value)
 
 
 EXPORTERS: dict[str, Callable[[Live, str], np.ndarray]] = {
