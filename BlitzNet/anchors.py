@@ -31,25 +31,37 @@ def scales_of(architecture: Architecture) -> list[float]:
 
 
 def priors(architecture: Architecture) -> np.ndarray:
-    """The prior boxes [A, 4]: by map, row, column and kind; unclipped."""
-    scales = scales_of(architecture)
+    """The prior boxes [A, 4]: by map, row, column and kind; unclipped.
+
+    float32 throughout, as the reference computes them, to the last bit: which
+    of two priors overlaps a thin box more can hang on it.
+    """
+    scales = np.array(scales_of(architecture), np.float32)
+    roots = np.sqrt(np.array(ASPECTS, np.float32))
     boxes = []
     for number, cells in enumerate(architecture.map_sizes()):
         scale, larger = scales[number : number + 2]
-        roots = np.sqrt(ASPECTS)
         between = np.sqrt(scale * larger)
         widths = np.append(scale * roots, between)
         heights = np.append(scale / roots, between)
-        centres = (np.arange(cells) + 0.5) / cells
+        centres = _centres(cells)
         shape = (cells, cells, len(widths))
-        left = centres[np.newaxis, :, np.newaxis] - widths / 2
-        top = centres[:, np.newaxis, np.newaxis] - heights / 2
+        left = centres[np.newaxis, :, np.newaxis] - widths / np.float32(2)
+        top = centres[:, np.newaxis, np.newaxis] - heights / np.float32(2)
         columns = (left, top, widths, heights)
         stacked = np.stack(
             [np.broadcast_to(column, shape) for column in columns], -1
         )
         boxes.append(stacked.reshape(-1, 4))
-    return np.concatenate(boxes).astype(np.float32)
+    return np.concatenate(boxes)
+
+
+def _centres(cells: int) -> np.ndarray:
+    """Centres of the cells of a side, [cells] float32."""
+    # In equal steps, as TF1 spaced them; (number + 0.5) / cells rounds else.
+    first, last = np.float32([0.5 / cells, 1.0 - 0.5 / cells])
+    step = (last - first) / np.float32(max(cells - 1, 1))
+    return first + step * np.arange(cells, dtype=np.float32)
 
 
 def overlaps(boxes: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
