@@ -1,11 +1,14 @@
 """What the contract tests share: starting a model's scripts, reading runs."""
 
+import atexit
+import functools
 import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Callable, Optional
@@ -50,9 +53,12 @@ def run(
     **variables: str,
 ) -> subprocess.CompletedProcess:
     """Runs a command to its end and keeps its output as text."""
+    words = [str(part) for part in command]
+    if words[0] == sys.executable and words[1].endswith(".py"):
+        return run_script(words, cwd or REPOSITORY, timeout, variables)
     # A hung training fails its own test and does not hold up the rest.
     return subprocess.run(
-        [str(part) for part in command],
+        words,
         cwd=cwd or REPOSITORY,
         env=environment(**variables),
         # A script that asks for input would wait for ever.
@@ -61,6 +67,44 @@ def run(
         text=True,
         timeout=timeout,
     )
+
+
+@functools.lru_cache(None)
+def zygote() -> subprocess.Popen:
+    """The process that has imported TensorFlow for all scripts to come."""
+    process = subprocess.Popen(
+        [sys.executable, REPOSITORY / "ci" / "zygote.py"],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # What TensorFlow says on import belongs to no script.
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    # It ends by itself when nobody can ask it any more.
+    atexit.register(process.communicate)
+    return process
+
+
+def run_script(
+    words: list[str], cwd: Path, timeout: float, variables: dict[str, str]
+) -> subprocess.CompletedProcess:
+    """Runs a Python script as `run` does, without waiting for its imports."""
+    with tempfile.TemporaryDirectory() as folder:
+        streams = {name: f"{folder}/{name}" for name in ("stdout", "stderr")}
+        request = {
+            "argv": words[1:],
+            "cwd": str(cwd),
+            "environment": environment(**variables),
+            "timeout": timeout,
+            **streams,
+        }
+        print(json.dumps(request), file=zygote().stdin, flush=True)
+        status = zygote().stdout.readline().strip()
+        output, errors = (Path(path).read_text() for path in streams.values())
+    if status == "None":
+        raise subprocess.TimeoutExpired(words, timeout, output, errors)
+    return subprocess.CompletedProcess(words, int(status), output, errors)
 
 
 def small(room: Path) -> str:
