@@ -311,7 +311,7 @@ def test_batch_norm_over_ranks_is_that_of_the_whole_batch() -> None:
     results = []
     for norm, copies in ((Norm(), 2), (Norm(mean=list, ranks=2), 1)):
         layer = ConvolutionNorm(6, 3, norm)
-        layer.build(features.shape)
+        layer(features)  # makes its variables
         layer.kernel.assign(golden_fill("kernel", (3, 3, 4, 6)))
         with tf.GradientTape() as tape:
             output = layer(tf.tile(features, [copies, 1, 1, 1]), training=True)
