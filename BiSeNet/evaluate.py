@@ -120,7 +120,7 @@ def make_evaluation_step(
         "label": tf.TensorSpec([1, None, None], tf.int32),
     }
     # Not a decorator: an NPU replaces tf.function when it is opened.
-    return tf.function(step, [signature])
+    return tf.function(step, [signature], autograph=False)
 
 
 def evaluate(

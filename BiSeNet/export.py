@@ -79,7 +79,7 @@ class Live:
         # Noise reaches every weight; a flat picture would hide differences.
         rng = np.random.RandomState(0)
         self.image = rng.uniform(0, 255, self.shape).astype(np.float32)
-        self.serve = tf.function(self.segment)
+        self.serve = tf.function(self.segment, autograph=False)
         self.expected = self.logits()
         self.frozen = convert_variables_to_constants_v2(
             self.serve.get_concrete_function(self.spec(batch_size))

@@ -1,7 +1,7 @@
-"""SGD with momentum in one pass over memory, in Keras 3 as in Keras 2.6.
+"""Momentum as TF1 has it, in one pass over memory, in either Keras.
 
-Keras 3 writes it as several operations on whole tensors; with the two
-hundred small tensors of this network their number costs.
+Keras multiplies the rate into the velocity, so that a changing rate acts late;
+the reference's velocity is a sum of gradients alone.
 """
 
 from typing import Any
@@ -15,29 +15,45 @@ def _raw(variable: Any) -> tf.Variable:
     return variable if value is None or callable(value) else value
 
 
-class FusedMomentum(tf.keras.optimizers.SGD):
-    """Keras' SGD, its slots and its numbers, by TensorFlow's fused kernel.
+def _step(
+    variable: Any,
+    velocity: Any,
+    rate: tf.Tensor,
+    gradient: tf.Tensor,
+    momentum: Any,
+) -> tf.Operation:
+    """v = momentum v + gradient; variable -= rate v; both in place."""
+    return tf.raw_ops.ResourceApplyMomentum(
+        var=_raw(variable).handle,
+        accum=_raw(velocity).handle,
+        lr=tf.cast(rate, gradient.dtype),
+        grad=gradient,
+        momentum=tf.cast(momentum, gradient.dtype),
+    )
 
-    Keras 2.6 uses this kernel by itself and never calls `update_step`. Like
-    TF1's it does velocity = momentum * velocity - rate * gradient.
-    """
+
+class FusedMomentum(tf.keras.optimizers.SGD):
+    """Keras' SGD with momentum and its slots, by TF1's kernel."""
 
     def update_step(
         self, gradient: tf.Tensor, variable: Any, learning_rate: tf.Tensor
     ) -> None:
-        """Updates one variable and its velocity in place."""
+        """Updates one variable and its velocity in Keras 3."""
         if not self.momentum:
             super().update_step(gradient, variable, learning_rate)
             return
         velocity = self.momentums[self._get_variable_index(variable)]
-        dtype = gradient.dtype
-        tf.raw_ops.ResourceApplyKerasMomentum(
-            var=_raw(variable).handle,
-            accum=_raw(velocity).handle,
-            lr=tf.cast(learning_rate, dtype),
-            grad=gradient,
-            momentum=tf.constant(self.momentum, dtype),
-        )
+        _step(variable, velocity, learning_rate, gradient, self.momentum)
+
+    def _resource_apply_dense(
+        self, grad: tf.Tensor, var: Any, apply_state: Any = None
+    ) -> tf.Operation:
+        """The same in Keras 2.6, which has the rate computed beforehand."""
+        if not self._momentum:
+            return super()._resource_apply_dense(grad, var, apply_state)
+        state = apply_state[var.device, var.dtype.base_dtype]
+        velocity = self.get_slot(var, "momentum")
+        return _step(var, velocity, state["lr_t"], grad, state["momentum"])
 
 
 class WarmUp(tf.keras.optimizers.schedules.LearningRateSchedule):

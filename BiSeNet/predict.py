@@ -54,7 +54,8 @@ def make_inference(
         return tf.cast(tf.argmax(scores[0], -1), tf.uint8)
 
     # Traced once for pictures of all sizes.
-    graph = tf.function(infer, [tf.TensorSpec([None, None, 3], tf.uint8)])
+    signature = [tf.TensorSpec([None, None, 3], tf.uint8)]
+    graph = tf.function(infer, signature, autograph=False)
     return lambda picture: graph(picture).numpy()
 
 

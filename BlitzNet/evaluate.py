@@ -4,6 +4,7 @@ python BlitzNet/evaluate.py --run=RUN [--data_path=DIR] [--benchmark]
 Detection and segmentation in one pass over every picture, at its own size.
 """
 
+import functools
 import os
 import sys
 import time
@@ -80,11 +81,11 @@ class Judge:
         image = tf.TensorSpec([1, side, side, 3], tf.float32)
         mask = tf.TensorSpec([1, None, None], tf.int32)
         # Not decorators: an NPU replaces tf.function when it is opened.
-        self.step = tf.function(self._step, [{"image": image, "mask": mask}])
-        self.infer = tf.function(
-            self._infer, [image, tf.TensorSpec([2], tf.int32)]
-        )
-        self.timed = tf.function(self._timed, [image])
+        graph = functools.partial(tf.function, autograph=False)
+        size = tf.TensorSpec([2], tf.int32)
+        self.step = graph(self._step, [{"image": image, "mask": mask}])
+        self.infer = graph(self._infer, [image, size])
+        self.timed = graph(self._timed, [image])
 
     def find(self, outputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Boxes, scores and classes in the outputs for one picture."""

@@ -67,7 +67,7 @@ class Graph:
         # Noise reaches every weight; a flat picture would hide differences.
         rng = np.random.RandomState(0)
         self.images = rng.uniform(0, 1, shape).astype(np.float32)
-        self.serve = tf.function(function)
+        self.serve = tf.function(function, autograph=False)
         self.expected = self.answer()
         self.frozen = convert_variables_to_constants_v2(
             self.serve.get_concrete_function(self.spec(shape[0]))

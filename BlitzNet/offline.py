@@ -66,7 +66,9 @@ class OfflineJudge(evaluate.Judge):
             name: tf.TensorSpec(shape) for name, shape in self.shapes.items()
         }
         graph = tf.function(
-            self.compare, [signature, tf.TensorSpec([None, None], tf.int32)]
+            self.compare,
+            [signature, tf.TensorSpec([None, None], tf.int32)],
+            autograph=False,
         )
         self.step = lambda batch: graph(self.read(), batch["mask"][0])
         self.number = 0

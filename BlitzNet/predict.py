@@ -52,7 +52,8 @@ def make_inference(
         return augment.resize_image(image, image_size)[tf.newaxis]
 
     # Traced once for pictures of all sizes.
-    graph = tf.function(prepare, [tf.TensorSpec([None, None, 3], tf.uint8)])
+    signature = [tf.TensorSpec([None, None, 3], tf.uint8)]
+    graph = tf.function(prepare, signature, autograph=False)
 
     def infer(picture):
         size = tf.constant(picture.shape[:2], tf.int32)

@@ -312,7 +312,7 @@ def make_train_step(
         return {"total_loss": total, **terms}
 
     # Not a decorator: an NPU replaces tf.function when it is opened.
-    return tf.function(train_step)
+    return tf.function(train_step, autograph=False)
 
 
 def batch_losses(

@@ -66,7 +66,7 @@ class Live:
         rng = np.random.RandomState(0)
         shape = (batch_size, *self.size, 3)
         self.images = rng.randint(0, 256, shape).astype(np.uint8)
-        self.serve = tf.function(self.segment)
+        self.serve = tf.function(self.segment, autograph=False)
         self.expected = self.probabilities()
         self.frozen = convert_variables_to_constants_v2(
             self.serve.get_concrete_function(self.spec(batch_size))

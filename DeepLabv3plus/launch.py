@@ -78,6 +78,9 @@ def _note_signal(number: int, _: Optional[FrameType]) -> None:
 
 def _status_of(main: Callable[[], None]) -> int:
     """Runs `main`; tells what a user can mend in one line."""
+    # Nothing here needs its Python rewritten as a graph; to do so for all that
+    # tf.data maps takes seconds of every start.
+    main = tf.autograph.experimental.do_not_convert(main)
     try:
         main()
     except UserError as error:

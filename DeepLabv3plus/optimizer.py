@@ -33,20 +33,24 @@ def _step(
 
 
 class FusedMomentum(tf.keras.optimizers.SGD):
-    """Keras' SGD with momentum, its slots, but TF1's kernel."""
+    """Keras' SGD with momentum and its slots, by TF1's kernel."""
 
     def update_step(
         self, gradient: tf.Tensor, variable: Any, learning_rate: tf.Tensor
     ) -> None:
         """Updates one variable and its velocity in Keras 3."""
+        if not self.momentum:
+            super().update_step(gradient, variable, learning_rate)
+            return
         velocity = self.momentums[self._get_variable_index(variable)]
         _step(variable, velocity, learning_rate, gradient, self.momentum)
 
     def _resource_apply_dense(
         self, grad: tf.Tensor, var: Any, apply_state: Any = None
     ) -> tf.Operation:
-        """The same in Keras 2.6."""
-        rate = self._decayed_lr(grad.dtype)
+        """The same in Keras 2.6, which has the rate computed beforehand."""
+        if not self._momentum:
+            return super()._resource_apply_dense(grad, var, apply_state)
+        state = apply_state[var.device, var.dtype.base_dtype]
         velocity = self.get_slot(var, "momentum")
-        momentum = self._get_hyper("momentum")
-        return _step(var, velocity, rate, grad, momentum)
+        return _step(var, velocity, state["lr_t"], grad, state["momentum"])

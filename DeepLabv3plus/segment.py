@@ -78,7 +78,7 @@ class Segmenter:
         self.network, self.plan = network, plan
         signature = [tf.TensorSpec((1, *plan.crop, 3), tf.float32)]
         # Not a decorator: an NPU replaces tf.function when it is opened.
-        self.window = tf.function(self._window, signature)
+        self.window = tf.function(self._window, signature, autograph=False)
 
     def _window(self, images: tf.Tensor) -> tf.Tensor:
         """One crop, [1, h, w, 3] to [1, h, w, C]."""

@@ -349,7 +349,7 @@ def make_train_step(
         return terms
 
     # Not a decorator: an NPU replaces tf.function when it is opened.
-    return tf.function(train_step)
+    return tf.function(train_step, autograph=False)
 
 
 def train(runtime: npu_config.Runtime, path: str) -> None:

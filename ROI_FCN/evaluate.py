@@ -65,7 +65,7 @@ def make_evaluation_step(network: tf.keras.Model) -> Callable:
         "valid": tf.TensorSpec([1, None, None], tf.float32),
     }
     # Not a decorator: an NPU replaces tf.function when it is opened.
-    return tf.function(step, [signature])
+    return tf.function(step, [signature], autograph=False)
 
 
 def predict_logits(

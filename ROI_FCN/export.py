@@ -70,7 +70,7 @@ class Live:
         images = rng.uniform(0, 255, self.shape).astype(np.float32)
         regions = rng.randint(0, 2, (*self.shape[:3], 1)).astype(np.int32)
         self.inputs = {IMAGE: images, ROI: regions}
-        self.serve = tf.function(self.segment)
+        self.serve = tf.function(self.segment, autograph=False)
         self.expected = self.logits()
         self.frozen = convert_variables_to_constants_v2(
             self.serve.get_concrete_function(*self.specs(batch_size))

@@ -65,7 +65,7 @@ def make_inference(
         tf.TensorSpec([None, None, 3], tf.uint8),
         tf.TensorSpec([None, None], tf.uint8),
     ]
-    graph = tf.function(infer, signature)
+    graph = tf.function(infer, signature, autograph=False)
     return lambda picture, region: graph(picture, region).numpy()
 
 

@@ -52,7 +52,7 @@ def make_evaluation_step(network: tf.keras.Model) -> Callable:
         return totals, tf.argmax(logits, -1)
 
     # Not a decorator: an NPU replaces tf.function when it is opened.
-    return tf.function(step)
+    return tf.function(step, autograph=False)
 
 
 def evaluate(

@@ -63,7 +63,7 @@ class Live:
         # Noise reaches every weight; a flat picture would hide differences.
         rng = np.random.RandomState(0)
         self.images = rng.uniform(-1, 1, self.shape).astype(np.float32)
-        self.serve = tf.function(self.probabilities)
+        self.serve = tf.function(self.probabilities, autograph=False)
         self.expected = self.serve(tf.constant(self.images))[OUTPUT].numpy()
         spec = tf.TensorSpec(self.shape, tf.float32, name=INPUT)
         self.frozen = convert_variables_to_constants_v2(

@@ -204,7 +204,8 @@ def predict_run(
     scale = tuple(side / length for length in values["picture_size"])
     # Traced once per tile shape: two or three in a folder of any pictures.
     infer = tf.function(
-        lambda tile: tf.nn.softmax(network(tile, training=False))
+        lambda tile: tf.nn.softmax(network(tile, training=False)),
+        autograph=False,
     )
     os.makedirs(output, exist_ok=True)
     start = time.perf_counter()
