@@ -165,7 +165,13 @@ class Runtime:
         if self.npu:
             self.npu.distribute.broadcast(numbers, root_rank=0)
         elif self.horovod:
-            self.horovod.broadcast_variables(numbers, root_rank=0)
+            # Horovod's own loop takes seconds of AutoGraph.
+            def assign_all() -> None:
+                for variable in numbers:
+                    value = tf.convert_to_tensor(variable)
+                    variable.assign(self.horovod.broadcast(value, 0))
+
+            tf.function(assign_all, autograph=False)()
 
     def prepare_optimizer(self, optimizer: Any, variables: list) -> Any:
         """Returns the optimizer with its slots made, wrapped as needed."""
