@@ -14,7 +14,7 @@ import tensorflow as tf
 from BiSeNet import augment
 from BiSeNet.layers import FORMS
 from BiSeNet.pictures import Picture
-from common.npu_config import UserError
+from common.npu_config import UserError, data_options
 
 LAST_EPOCH = 2**31  # a stream ends with the training loop, not by itself
 MIN_SIDE, MAX_SIDE = 32, 4096  # pixels of a crop
@@ -143,7 +143,7 @@ def training_batches(
     stream = index_stream(len(pairs), seed, start, rank, size)
     data = stream.map(load, tf.data.AUTOTUNE, deterministic=True)
     data = data.batch(batch_size, drop_remainder=True)
-    return data.prefetch(tf.data.AUTOTUNE)
+    return data.prefetch(tf.data.AUTOTUNE).with_options(data_options())
 
 
 def evaluation_batches(
@@ -162,4 +162,4 @@ def evaluation_batches(
     # One at a time: pictures may differ in size.
     data = tf.data.Dataset.range(len(pairs)).shard(size, rank)
     data = data.map(load, tf.data.AUTOTUNE).batch(1, drop_remainder=True)
-    return data.prefetch(tf.data.AUTOTUNE)
+    return data.prefetch(tf.data.AUTOTUNE).with_options(data_options())

@@ -15,6 +15,7 @@ import tensorflow as tf
 from BlitzNet import augment, pictures
 from BlitzNet.model import Architecture
 from BlitzNet.pictures import Picture
+from common.npu_config import data_options
 
 LAST_EPOCH = 2**31  # a stream ends with the training loop, not by itself
 
@@ -165,7 +166,7 @@ def training_batches(
     stream = index_stream(len(pairs), seed, start, rank, size)
     data = stream.map(load, tf.data.AUTOTUNE, deterministic=True)
     data = data.batch(batch_size, drop_remainder=True)
-    return data.prefetch(tf.data.AUTOTUNE)
+    return data.prefetch(tf.data.AUTOTUNE).with_options(data_options())
 
 
 def evaluation_batches(
@@ -191,4 +192,4 @@ def evaluation_batches(
     # One at a time: pictures differ in size.
     data = tf.data.Dataset.range(len(pairs)).shard(size, rank)
     data = data.map(load, tf.data.AUTOTUNE).batch(1, drop_remainder=True)
-    return data.prefetch(tf.data.AUTOTUNE)
+    return data.prefetch(tf.data.AUTOTUNE).with_options(data_options())

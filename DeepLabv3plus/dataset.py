@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from common.npu_config import UserError
+from common.npu_config import UserError, data_options
 from DeepLabv3plus import augment
 from DeepLabv3plus.pictures import JPEG_START, Picture
 
@@ -147,7 +147,7 @@ def training_batches(
     stream = index_stream(len(pairs), seed, start, rank, size)
     data = stream.map(load, tf.data.AUTOTUNE, deterministic=True)
     data = data.batch(batch_size, drop_remainder=True)
-    return data.prefetch(tf.data.AUTOTUNE)
+    return data.prefetch(tf.data.AUTOTUNE).with_options(data_options())
 
 
 def evaluation_batches(
@@ -171,4 +171,4 @@ def evaluation_batches(
     # One at a time: pictures differ in size.
     data = tf.data.Dataset.range(len(pairs)).shard(size, rank)
     data = data.map(load, tf.data.AUTOTUNE).batch(1, drop_remainder=True)
-    return data.prefetch(tf.data.AUTOTUNE)
+    return data.prefetch(tf.data.AUTOTUNE).with_options(data_options())

@@ -11,7 +11,7 @@ from typing import Optional
 
 import tensorflow as tf
 
-from common.npu_config import UserError
+from common.npu_config import UserError, data_options
 from ROI_FCN import augment
 from ROI_FCN.pictures import Picture
 
@@ -143,7 +143,7 @@ def training_batches(
     stream = index_stream(len(pairs), seed, start, rank, size)
     data = stream.map(load, tf.data.AUTOTUNE, deterministic=True)
     data = data.batch(batch_size, drop_remainder=True)
-    return data.prefetch(tf.data.AUTOTUNE)
+    return data.prefetch(tf.data.AUTOTUNE).with_options(data_options())
 
 
 def evaluation_batches(
@@ -181,4 +181,4 @@ def evaluation_batches(
     # One at a time: pictures differ in size.
     data = tf.data.Dataset.range(len(pairs)).shard(size, rank)
     data = data.map(load, tf.data.AUTOTUNE).batch(1, drop_remainder=True)
-    return data.prefetch(tf.data.AUTOTUNE)
+    return data.prefetch(tf.data.AUTOTUNE).with_options(data_options())

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from common.npu_config import UserError
+from common.npu_config import UserError, data_options
 from UNet2D import augment
 from UNet2D.model import MARGIN
 from UNet2D.pictures import Picture
@@ -213,7 +213,7 @@ def training_batches(
     stream = index_stream(count, seed, start, rank, size)
     data = stream.map(load, tf.data.AUTOTUNE, deterministic=True)
     data = data.batch(batch_size, drop_remainder=True)
-    return data.prefetch(tf.data.AUTOTUNE)
+    return data.prefetch(tf.data.AUTOTUNE).with_options(data_options())
 
 
 def evaluation_batches(
@@ -231,4 +231,5 @@ def evaluation_batches(
 
     # One at a time: no last batch is short, and shapes stay static.
     data = tf.data.Dataset.range(count).shard(size, rank)
-    return data.map(load, tf.data.AUTOTUNE).batch(1, drop_remainder=True)
+    data = data.map(load, tf.data.AUTOTUNE).batch(1, drop_remainder=True)
+    return data.prefetch(tf.data.AUTOTUNE).with_options(data_options())

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
 from ci import contract, npu_probe
 from common import npu_config
@@ -266,6 +267,21 @@ def test_without_the_adapter(tmp_path: Path) -> None:
     assert ranks["error"].startswith("RANK_SIZE=2: ")
     assert "horovodrun -np 2" in ranks["error"]
     assert switches["device"] == "cpu"
+
+
+def test_no_data_set_has_a_tuning_thread() -> None:
+    """That thread may keep an ended program waiting for a minute."""
+    tasks = Path("/proc/self/task")
+    tuned = tf.data.Dataset.range(99)
+    steady = tuned.with_options(npu_config.data_options())
+    threads, kept = [], []
+    # The first makes pools of threads that the others share.
+    for data in (steady, steady, tuned):
+        before = len(list(tasks.iterdir()))
+        kept.append(iter(data))
+        next(kept[-1])
+        threads.append(len(list(tasks.iterdir())) - before)
+    assert threads[1] < threads[2]
 
 
 def test_a_broken_adapter_is_no_silent_cpu_run(tmp_path: Path) -> None:

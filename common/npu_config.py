@@ -223,6 +223,20 @@ class Runtime:
         optimizer.apply_gradients(zip(gradients, variables))
 
 
+def data_options() -> tf.data.Options:
+    """Returns options for every data set: no thread that tunes it.
+
+    That thread sleeps for up to a minute, and the program waits for it when
+    the data set goes: TensorFlow wakes it just before it sets the sign to end.
+    """
+    options = tf.data.Options()
+    if hasattr(options, "autotune"):
+        options.autotune.enabled = False
+    else:
+        options.experimental_optimization.autotune = False
+    return options
+
+
 def optimizer_variables(optimizer: Any) -> list:
     """Returns all variables of an optimizer: step, slots and loss scale."""
     if not callable(optimizer.variables):
