@@ -5,7 +5,8 @@
 #   bash ci/env.sh [default|ascend|newest]
 #
 # default: TensorFlow 2.18.1, Python 3.9-3.12. ascend: TensorFlow 2.6.5, Python
-# 3.9. newest: TensorFlow 2.21, Python 3.11-3.13, no Horovod. Progress goes to stderr. PYTHON names the interpreter to start from.
+# 3.9. newest: TensorFlow 2.21, Python 3.11-3.13, no Horovod. Progress goes to
+# stderr. PYTHON names the interpreter to start from.
 set -euo pipefail
 
 lane=${1:-default}

@@ -78,8 +78,15 @@ ready=()
 reports=$(mktemp -d)
 # Ctrl-C does not reach what runs in the background.
 trap 'kill $(jobs -p) 2>/dev/null; rm -rf "$reports"' EXIT
+# Environments are made side by side too: one compiler, one download each.
+makers=()
 for lane in "${lanes[@]}"; do
-  if ! python=$(bash ci/env.sh "$lane" | tail -n 1); then
+  bash ci/env.sh "$lane" >"$reports/$lane.env" &
+  makers+=($!)
+done
+for ((i = 0; i < ${#lanes[@]}; i++)); do
+  lane=${lanes[i]}
+  if ! wait "${makers[i]}"; then
     if [ "${CI:-}" = true ]; then
       note "$lane: no environment, see above" 0 1 0
     else
@@ -87,6 +94,7 @@ for lane in "${lanes[@]}"; do
     fi
     continue
   fi
+  python=$(tail -n 1 "$reports/$lane.env")
   if [ -z "$linted" ]; then
     lint check
     lint format --check
@@ -95,7 +103,7 @@ for lane in "${lanes[@]}"; do
   ready+=("$lane" "$python")
 done
 
-# Lanes run side by side, since most of a test is one thread that imports or
+# Lanes are tested side by side, since most of a test is one thread that imports or
 # traces. The first is shown at once, the others when it is done.
 for ((i = 2; i < ${#ready[@]}; i += 2)); do
   run_lane "${ready[@]:i:2}" "$@" >"$reports/${ready[i]}.log" 2>&1 &
