@@ -1,19 +1,21 @@
 """The fused optimiser against the reference's formula."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from DeepLabv3plus.optimizer import FusedMomentum
 from DeepLabv3plus.schedule import Schedule
 
 
-def test_momentum_is_tf1_s() -> None:
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_momentum_is_tf1_s(momentum: float) -> None:
     """Under a falling rate, where Keras' own velocity differs."""
     schedule = Schedule("poly", 0.1, 6)
     rng = np.random.RandomState(0)
     starts = [rng.normal(size=shape) for shape in ((4, 3), (7,))]
     variables = [tf.Variable(each, dtype=tf.float32) for each in starts]
-    optimizer = FusedMomentum(schedule, momentum=0.9)
+    optimizer = FusedMomentum(schedule, momentum=momentum)
     getattr(optimizer, "build", lambda _: None)(variables)
 
     def step():
@@ -27,6 +29,6 @@ def test_momentum_is_tf1_s() -> None:
     for start, variable in zip(starts, variables):
         value, velocity = start, 0.0
         for number in range(5):
-            velocity = 0.9 * velocity + np.sin(3.0 * value)
+            velocity = momentum * velocity + np.sin(3.0 * value)
             value = value - 0.1 * (1 - number / 6) ** 0.9 * velocity
         np.testing.assert_allclose(variable, value, rtol=1e-4, atol=1e-5)
