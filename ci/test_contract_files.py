@@ -10,7 +10,7 @@ import pytest
 from ci import contract
 
 FILES = (
-    "LICENSE README.md requirements.txt modelzoo_level.txt "
+    "LICENSE README.md README.zh-CN.md requirements.txt modelzoo_level.txt "
     "train.py evaluate.py predict.py export.py sample_data.py "
     "model.py losses.py metrics.py dataset.py weights.py run_folder.py "
     "configs/rank_table_8p.json test/small.flags test/goldens "

@@ -16,6 +16,7 @@ CLASSES = Classes(
     ("Road", "Car", "Void"), ((128, 64, 128), (64, 0, 128), (0, 0, 0)), (2,)
 )
 SIZES = ((50, 70), (70, 50), (33, 64))
+SHEET = Path(run_folder.__file__).parent / "docs" / "camvid_evaluation.png"
 
 
 class Recording:
@@ -154,6 +155,29 @@ def test_the_run_that_is_shipped(
         run_folder.find_run(None)
     (tmp_path / "camvid").mkdir()
     assert run_folder.find_run(None) == str(tmp_path / "camvid")
+
+
+def test_the_weights_that_are_shipped(tmp_path: Path) -> None:
+    """Small, and they label what the README's contact sheet shows."""
+    weights = Path(run_folder.SHIPPED_RUN) / "weights.npz"
+    assert weights.stat().st_size <= 6_000_000
+    with Image.open(SHEET) as sheet:
+        top = visuals.CAPTION + visuals.GAP
+        tile = (visuals.TILE, visuals.TILE * 3 // 4)
+        lefts = [visuals.GAP, 2 * visuals.GAP + visuals.TILE]
+        picture, label = (
+            sheet.crop((left, top, left + tile[0], top + tile[1]))
+            for left in lefts
+        )
+    picture.save(tmp_path / "street.png")
+    paths = [str(tmp_path / "street.png")]
+    predict.predict_run(run_folder.SHIPPED_RUN, paths, str(tmp_path))
+    with Image.open(tmp_path / "street_mask.png") as mask:
+        assert mask.size == tile
+        colours = np.asarray(mask.convert("RGB"))
+    # At half the size that it was trained on; guessing Road gives a third.
+    right = (colours == np.asarray(label.convert("RGB"))).all(-1).mean()
+    assert right > 0.8
 
 
 def test_masks_keep_ids_and_colours(tmp_path: Path) -> None:

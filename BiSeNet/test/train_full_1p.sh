@@ -6,7 +6,7 @@ CASE_FLAGS=(
   --exec_mode=train_and_evaluate
   --flagfile="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/configs/camvid.flags"
   --batch_size=8
-  --train_steps=12000
+  --train_steps=4200
 )
 # shellcheck source=BiSeNet/test/run_case.sh
 . "$(dirname "${BASH_SOURCE[0]}")/run_case.sh"
