@@ -103,8 +103,8 @@ for ((i = 0; i < ${#lanes[@]}; i++)); do
   ready+=("$lane" "$python")
 done
 
-# Lanes are tested side by side, since most of a test is one thread that imports or
-# traces. The first is shown at once, the others when it is done.
+# Lanes are tested side by side, since most of a test is one thread that
+# imports or traces. The first is shown at once, the others when it is done.
 for ((i = 2; i < ${#ready[@]}; i += 2)); do
   run_lane "${ready[@]:i:2}" "$@" >"$reports/${ready[i]}.log" 2>&1 &
 done
