@@ -77,7 +77,7 @@ linted=
 ready=()
 reports=$(mktemp -d)
 # Ctrl-C does not reach what runs in the background.
-trap 'kill $(jobs -p) 2>/dev/null; rm -rf "$reports"' EXIT
+trap 'kill $(jobs -p) 2>/dev/null || :; rm -rf "$reports"' EXIT
 # Environments are made side by side too: one compiler, one download each.
 makers=()
 for lane in "${lanes[@]}"; do
