@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from BiSeNet import classes as class_tables
+from BiSeNet import progress
 from BiSeNet.classes import UNKNOWN, Classes
 from common.npu_config import UserError
 
@@ -187,13 +188,12 @@ class Reader:
         checked = [number % step == 0 for number in range(len(pairs))]
         # In order, so that the first mistake told is the first there is.
         with ThreadPoolExecutor(READERS) as pool:
-            return list(
-                pool.map(
-                    lambda pair, check: self._read_one(*pair, keep, check),
-                    pairs,
-                    checked,
-                )
+            read = pool.map(
+                lambda pair, check: self._read_one(*pair, keep, check),
+                pairs,
+                checked,
             )
+            return list(progress.watched(read, len(pairs), "reading picture"))
 
     def find_pairs(self, split: str) -> list[tuple[str, str]]:
         """Paths of the pictures of a split and of their labels."""

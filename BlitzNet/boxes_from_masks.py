@@ -17,7 +17,7 @@ from scipy import ndimage
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from BlitzNet import pictures
+from BlitzNet import pictures, progress
 from BlitzNet.augment import UNLABELLED
 from BlitzNet.launch import launch
 from BlitzNet.sample_data import Scene, Writer
@@ -132,7 +132,8 @@ def main() -> None:
         if not os.path.isdir(folder):
             raise UserError(f"{folder}: no such folder")
         stems = []
-        for path in pictures.list_pictures(folder):
+        paths = pictures.list_pictures(folder)
+        for path in progress.watched(paths, len(paths), f"writing {split}"):
             stem = os.path.splitext(os.path.basename(path))[0]
             label = find_label(f"{folder}_labels", stem)
             mask = class_ids(label, colours, names)

@@ -22,6 +22,7 @@ from BlitzNet import (
     detection,
     metrics,
     pictures,
+    progress,
     run_folder,
     visuals,
     voc,
@@ -230,22 +231,31 @@ def evaluate(
       runtime: brings the ranks' shares together.
 
     Returns:
-      The table of figures, and rows for a contact sheet of this rank's first
+      The table of figures, and rows for a contact sheet of this rank's
       pictures.
     """
     tally, rows = Tally(pairs, judge.classes), []
     batches = dataset.evaluation_batches(
         pairs, values["image_size"], runtime.rank, runtime.size
     )
-    for batch in batches:
+    chosen = evenly(len(batches))
+    watched = progress.watched(
+        batches, len(batches), "evaluating picture", runtime.rank
+    )
+    for number, batch in enumerate(watched):
         index = int(batch.pop("index")[0])
         results = {
             name: value.numpy() for name, value in judge.step(batch).items()
         }
         tally.add(index, results, values["voc_iou_thresh"])
-        if len(rows) < SHEET_ROWS:
+        if number in chosen:
             rows.append(_sheet_row(batch, results, pairs[index], values))
     return tally.figures(values, runtime), rows
+
+
+def evenly(count: int) -> set[int]:
+    """Which of `count` pictures are shown: neighbours are too much alike."""
+    return set(np.linspace(0, count - 1, SHEET_ROWS).astype(int).tolist())
 
 
 def _sheet_row(

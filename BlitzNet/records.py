@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from BlitzNet import pictures
+from BlitzNet import pictures, progress
 from BlitzNet.augment import UNLABELLED
 from BlitzNet.pictures import Objects, Picture
 from common.npu_config import UserError
@@ -210,6 +210,6 @@ def example(pair: Picture) -> bytes:
 def write(path: str, pairs: list[Picture]) -> None:
     """Writes a TFRecord; a reader sees the whole file or none."""
     with tf.io.TFRecordWriter(path + ".part") as writer:
-        for pair in pairs:
+        for pair in progress.watched(pairs, len(pairs), "writing picture"):
             writer.write(example(pair))
     os.replace(path + ".part", path)

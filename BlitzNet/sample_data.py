@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from BlitzNet import visuals
+from BlitzNet import progress, visuals
 from BlitzNet.launch import launch
 
 FLAGS = flags.FLAGS
@@ -193,7 +193,7 @@ def draw(
     writer = Writer(output, CLASSES)
     for split, number in (("train", count), ("val", max(count // 4, 2))):
         stems = [f"{split}_{index:05d}" for index in range(number)]
-        for stem in stems:
+        for stem in progress.watched(stems, number, f"drawing {split}"):
             writer.write(stem, draw_scene(rng, height, width))
         writer.write_list(split, stems)
 

@@ -13,7 +13,7 @@ import numpy as np
 import scipy.io
 from absl import flags
 
-from BlitzNet import pictures, records
+from BlitzNet import pictures, progress, records
 from BlitzNet.pictures import Objects, Picture
 from common.npu_config import UserError
 
@@ -222,13 +222,12 @@ class Reader:
         decode = [number % step == 0 for number in range(len(stems))]
         # In order, so that the first mistake told is the first there is.
         with ThreadPoolExecutor(READERS) as pool:
-            return list(
-                pool.map(
-                    lambda stem, whole: self._read_one(root, stem, whole),
-                    stems,
-                    decode,
-                )
+            read = pool.map(
+                lambda stem, whole: self._read_one(root, stem, whole),
+                stems,
+                decode,
             )
+            return list(progress.watched(read, len(stems), "reading picture"))
 
     def _stems(self, root: str, part: Part) -> list[str]:
         """Names of the pictures in a part."""

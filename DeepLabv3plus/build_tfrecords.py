@@ -6,6 +6,7 @@ files keep their bytes. train.py reads either form.
 """
 
 import glob
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -16,9 +17,9 @@ from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from common.npu_config import UserError  # noqa: E402
-from DeepLabv3plus import layouts, pictures  # noqa: E402
-from DeepLabv3plus.launch import launch  # noqa: E402
+from common.npu_config import UserError
+from DeepLabv3plus import layouts, pictures, progress
+from DeepLabv3plus.launch import launch
 
 FLAGS = flags.FLAGS
 SHARDS = 4
@@ -77,10 +78,11 @@ def write_split(
 ) -> None:
     """Writes the shards of a split, in the order of its list."""
     length = -(-len(sources) // SHARDS)
+    watched = progress.watched(sources, len(sources), f"writing {split}")
     for shard in range(SHARDS):
         name = f"{split}-{shard:05d}-of-{SHARDS:05d}.tfrecord"
         with tf.io.TFRecordWriter(os.path.join(output, name)) as writer:
-            for source in sources[shard * length : (shard + 1) * length]:
+            for source in itertools.islice(watched, length):
                 writer.write(example(source).SerializeToString())
     print(f"{split}: {len(sources)} pictures in {SHARDS} shards")
 

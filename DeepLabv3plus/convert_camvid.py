@@ -17,10 +17,10 @@ from PIL import Image
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from common.npu_config import UserError  # noqa: E402
-from DeepLabv3plus import pictures, visuals  # noqa: E402
-from DeepLabv3plus.launch import launch  # noqa: E402
-from DeepLabv3plus.layouts import LISTS, PICTURES  # noqa: E402
+from common.npu_config import UserError
+from DeepLabv3plus import pictures, progress, visuals
+from DeepLabv3plus.launch import launch
+from DeepLabv3plus.layouts import LISTS, PICTURES
 
 FLAGS = flags.FLAGS
 SPLITS = ("train", "val", "test")
@@ -107,7 +107,8 @@ def convert_split(
     """Writes a split; returns the number of its pictures."""
     folder = os.path.join(data_path, split)
     stems = []
-    for name in pictures.list_pictures(folder):
+    names = pictures.list_pictures(folder)
+    for name in progress.watched(names, len(names), f"writing {split}"):
         stem = os.path.splitext(os.path.basename(name))[0]
         shutil.copyfile(
             name, os.path.join(output, PICTURES, os.path.basename(name))

@@ -22,6 +22,7 @@ from DeepLabv3plus import (
     layouts,
     metrics,
     pictures,
+    progress,
     run_folder,
     visuals,
     weights,
@@ -108,12 +109,16 @@ def evaluate(
 
     Returns:
       The table of metrics.figures, and rows for a contact sheet of this
-      rank's first pictures.
+      rank's pictures.
     """
     # With fewer pictures than ranks some have no batch, but all of them must
     # take part in the sum or the others would wait for them for ever.
     sums, rows = metrics.no_totals(classes), []
-    for batch in batches:
+    chosen = evenly(len(batches))
+    watched = progress.watched(
+        batches, len(batches), "evaluating picture", runtime.rank
+    )
+    for number, batch in enumerate(watched):
         sample = {name: value[0].numpy() for name, value in batch.items()}
         probabilities = segmenter(sample["image"])
         totals = metrics.picture_totals(
@@ -121,7 +126,7 @@ def evaluate(
         )
         for name, value in totals.items():
             sums[name] = sums[name] + value
-        if len(rows) < SHEET_ROWS:
+        if number in chosen:
             rows.append(_sheet_row(sample, probabilities.argmax(-1), classes))
     # Means of sums keep every ratio, so each rank gets the whole table.
     names = sorted(sums)
@@ -131,6 +136,11 @@ def evaluate(
         )
         sums = {name: value.numpy() for name, value in zip(names, reduced)}
     return metrics.figures(sums), rows
+
+
+def evenly(count: int) -> set[int]:
+    """Which of `count` pictures are shown: neighbours are too much alike."""
+    return set(np.linspace(0, count - 1, SHEET_ROWS).astype(int).tolist())
 
 
 def _sheet_row(

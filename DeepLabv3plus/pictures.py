@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from common.npu_config import UserError
+from DeepLabv3plus import progress
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff")
 # What TensorFlow decodes itself; others are decoded once, at the start. Not
@@ -222,7 +223,8 @@ def read_all(
 
     # In order, so that the first mistake told is the first there is.
     with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(read_one, range(len(sources))))
+        read = pool.map(read_one, range(len(sources)))
+        return list(progress.watched(read, len(sources), "reading picture"))
 
 
 def _read_one(

@@ -20,6 +20,7 @@ from ROI_FCN import (
     dataset,
     metrics,
     pictures,
+    progress,
     run_folder,
     visuals,
     weights,
@@ -93,16 +94,20 @@ def evaluate(
 
     Returns:
       The table of metrics.figures, and rows for a contact sheet of this
-      rank's first pictures.
+      rank's pictures.
     """
     # With fewer pictures than ranks some have no batch, but all of them must
     # take part in the sum or the others would wait for them for ever.
     sums, rows = metrics.no_totals(classes), []
-    for batch in batches:
+    chosen = evenly(len(batches))
+    watched = progress.watched(
+        batches, len(batches), "evaluating picture", runtime.rank
+    )
+    for number, batch in enumerate(watched):
         totals, predicted = step(batch)
         for name, value in totals.items():
             sums[name] = sums[name] + value.numpy()
-        if len(rows) < SHEET_ROWS:
+        if number in chosen:
             rows.append(_sheet_row(batch, predicted, classes))
     # Means of sums keep every ratio, so each rank gets the whole table.
     names = sorted(sums)
@@ -112,6 +117,11 @@ def evaluate(
     return metrics.figures(
         {name: value.numpy() for name, value in zip(names, reduced)}
     ), rows
+
+
+def evenly(count: int) -> set[int]:
+    """Which of `count` pictures are shown: neighbours are too much alike."""
+    return set(np.linspace(0, count - 1, SHEET_ROWS).astype(int).tolist())
 
 
 def _sheet_row(

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from common.npu_config import UserError
+from ROI_FCN import progress
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff")
 # What TensorFlow decodes itself; others are decoded once, at the start. Not
@@ -256,7 +257,8 @@ class Reader:
         decode = [number % step == 0 for number in range(len(names))]
         # In order, so that the first mistake told is the first there is.
         with ThreadPoolExecutor(READERS) as pool:
-            return list(pool.map(self._read_one, names, decode))
+            read = pool.map(self._read_one, names, decode)
+            return list(progress.watched(read, len(names), "reading picture"))
 
     def _read_one(self, name: str, decode: bool) -> Picture:
         """Reads the masks of a picture, and checks that they fit it."""

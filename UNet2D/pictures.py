@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageSequence
 
 from common.npu_config import UserError
+from UNet2D import progress
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 MAX_PIXELS = 100_000_000  # a larger picture is taken for a bomb
@@ -205,7 +206,8 @@ def _read_folders(
         for path in list_pictures(label_folder):
             labels[os.path.splitext(os.path.basename(path))[0]] = path
     pairs = []
-    for path in list_pictures(image_folder):
+    paths = list_pictures(image_folder)
+    for path in progress.watched(paths, len(paths), "reading picture"):
         stem = os.path.splitext(os.path.basename(path))[0]
         if stem not in labels:
             raise UserError(

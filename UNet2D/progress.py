@@ -2,11 +2,16 @@
 
 import resource
 import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import tensorflow as tf
 
 from UNet2D.launch import Diverged
+
+REPORT_SECONDS = 10.0  # between two lines about work other than training
+Item = TypeVar("Item")
 
 
 class Clock:
@@ -79,9 +84,28 @@ def mean_terms(
 def line(step: int, total: int, values: dict[str, float]) -> str:
     """A line for the console, with the time left."""
     shown = "  ".join(f"{name} {value:.5g}" for name, value in values.items())
-    seconds_left = int((total - step) * values["seconds_per_step"])
-    minutes, seconds = divmod(seconds_left, 60)
-    return f"step {step}/{total}  {shown}  left {minutes}:{seconds:02d}"
+    left = _clock_time((total - step) * values["seconds_per_step"])
+    return f"step {step}/{total}  {shown}  left {left}"
+
+
+def watched(
+    items: Iterable[Item], total: int, task: str, rank: int = 0
+) -> Iterator[Item]:
+    """Yields the items; of long work rank 0 tells how much is left."""
+    start = told = time.perf_counter()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.perf_counter()
+        if rank == 0 and now - told >= REPORT_SECONDS:
+            told = now
+            left = _clock_time((now - start) / done * (total - done))
+            print(f"{task} {done}/{total}  left {left}", flush=True)
+
+
+def _clock_time(seconds: float) -> str:
+    """Minutes and seconds as 3:07."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}"
 
 
 def peak_memory_mb() -> int:

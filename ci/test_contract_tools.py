@@ -1,6 +1,7 @@
 """evaluate.py, predict.py, export.py and sample_data.py on a finished run."""
 
 import importlib.util
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -138,3 +139,33 @@ def test_exports_agree(exports: Path) -> None:
     assert sorted(differences) == sorted(FORMATS)
     # Float32 through another runtime: rounding, and no more.
     assert max(differences.values()) <= 1e-5
+
+
+def test_long_work_tells_how_much_is_left(
+    model_folder: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A line every few seconds, from one rank, and none for short work."""
+    progress = importlib.import_module(f"{model_folder.name}.progress")
+    watched = progress.watched
+    assert list(watched("abcd", 4, "reading")) == list("abcd")
+    assert capsys.readouterr().out == ""
+    # Each look at this clock is ten seconds after the last one.
+    monkeypatch.setattr(
+        progress.time, "perf_counter", itertools.count(0.0, 10.0).__next__
+    )
+    list(watched("abcd", 4, "reading", rank=1))
+    assert capsys.readouterr().out == ""
+    list(watched("abcd", 4, "reading"))
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "reading 1/4  left 0:30",
+        "reading 2/4  left 0:20",
+    ]
+
+
+def test_sheet_shows_the_whole_split(model_folder: Path) -> None:
+    """The rows are spread over all pictures, or are all of a few."""
+    evaluate = importlib.import_module(f"{model_folder.name}.evaluate")
+    assert sorted(evaluate.evenly(101)) == [0, 20, 40, 60, 80, 100]
+    assert evaluate.evenly(3) == {0, 1, 2}

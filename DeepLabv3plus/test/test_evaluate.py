@@ -37,7 +37,7 @@ class Runtime:
     """One of several ranks; keeps what it is asked to reduce."""
 
     def __init__(self, size: int = 1) -> None:
-        self.size = size
+        self.rank, self.size = 0, size
 
     def all_reduce(self, tensors: list) -> list:
         """Adds what another rank might have seen."""
