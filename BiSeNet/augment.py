@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from BiSeNet.classes import UNKNOWN
 
+# The reference's ranges; it has hue and contrast too, but switched off.
 BRIGHTNESS = 32.0  # largest change, of 255
 SATURATION = (0.5, 1.5)
 BRIGHT_FIRST_SHARE = 0.25  # the reference's four cases differ in one only
@@ -68,6 +69,7 @@ def cut_and_scale(
         size=scaled,
         half_pixel_centers=recipe.half_pixel,
     )
+    # In the grid of the image, or labels would lie beside what they label.
     label = tf.raw_ops.ResizeNearestNeighbor(
         images=label[tf.newaxis, top : top + height, left : left + width],
         size=scaled,
@@ -83,6 +85,7 @@ def change_colours(image: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
     bright_first = draws[2] < BRIGHT_FIRST_SHARE
     # A shift of 0 is no shift: cheaper than computing both orders.
     image = image + tf.where(bright_first, shift, 0.0)
+    # Saturation is a ratio: 0..255 does as well as the reference's 0..1.
     image = tf.image.adjust_saturation(image, factor)
     image = image + tf.where(bright_first, 0.0, shift)
     return tf.clip_by_value(image, 0.0, 255.0)
@@ -105,6 +108,7 @@ def augment(
       int32; below and to the right of a small picture black and UNKNOWN.
     """
     # At once: each call of a stateless generator costs more than its numbers.
+    # The place of a draw is fixed: moving one makes every seed another run.
     draws = tf.random.stateless_uniform([DRAWS], seed)
     full = recipe.kind == "reference"
     scale = tf.constant(1.0)

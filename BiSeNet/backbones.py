@@ -12,6 +12,8 @@ from BiSeNet.layers import Builder, max_pool, relu
 
 Maps = tuple[tf.Tensor, tf.Tensor]
 
+# The reference's table. With it the network has 2.4 M parameters where the
+# paper counts 5.8 M: figures of the one say little of the other.
 XCEPTION_STAGES = ((4, 16), (8, 32), (4, 64))  # blocks and channels / 4
 # Expansion, channels, blocks and first stride; slim's table, as far as used.
 MOBILENET_BLOCKS = (
@@ -37,6 +39,7 @@ def xception39(make: Builder, images: tf.Tensor) -> Maps:
             name = f"{scope}.stage{stage}.block{block}"
             features = _xception_block(make, features, name, channels)
         outputs.append(features)
+    # Detail of stride 8 is what the spatial path is for.
     return outputs[1], outputs[2]
 
 
@@ -52,6 +55,7 @@ def _xception_block(
         count += 1
         name = f"{scope}.SeparableConv2d{suffix}"
         maps = make.depthwise(inputs, name, stride, "xavier")
+        # Nothing comes between the two, unlike in MobileNetV2.
         maps = make.conv(maps, f"{name}.pointwise", filters, start="xavier")
         return make.batch_norm(
             maps,
@@ -60,6 +64,7 @@ def _xception_block(
             start=start,
         )
 
+    # TF1 numbered layers as they were made: the shortcut has to stay first.
     first = scope.endswith("block1")
     stride = 2 if first else 1
     shortcut = features
@@ -74,6 +79,8 @@ def _xception_block(
 
 def resnet_v2(make: Builder, images: tf.Tensor, units: tuple, scope: str):
     """slim's ResNet v2: 512 channels of stride 16, 2048 of stride 32."""
+    # No batch norm follows, since each unit begins with its own. Where none
+    # follows, here and below, slim has a bias.
     features = _conv_same(make, images, f"{scope}.conv1", 64, 7, use_bias=True)
     features = max_pool(features)
     outputs = []
@@ -85,6 +92,7 @@ def resnet_v2(make: Builder, images: tf.Tensor, units: tuple, scope: str):
             features = _bottleneck(make, features, name, 32 * 2**block, stride)
         outputs.append(features)
     last = relu(make.batch_norm(outputs[3], f"{scope}.postnorm"))
+    # Not block 3, whose last unit strides: its map has stride 32 already.
     return outputs[1], last
 
 
@@ -96,6 +104,7 @@ def _bottleneck(
     if features.shape[-1] == 4 * channels:
         shortcut = features
         if stride > 1:
+            # slim's way to drop every other pixel; it has no weights.
             shortcut = tf.keras.layers.MaxPool2D(1, stride)(features)
     else:
         shortcut = make.conv(
@@ -125,6 +134,8 @@ def _conv_same(
 ) -> tf.Tensor:
     """slim's conv2d_same: padded alike on all sides where it strides."""
     if stride > 1:
+        # SAME would give an even side a pixel less before than after, and
+        # slim's kernels would see everything shifted.
         features = tf.keras.layers.ZeroPadding2D(side // 2)(features)
         options["padding"] = "valid"
     return make.conv(features, scope, filters, side, stride, **options)
@@ -132,6 +143,8 @@ def _conv_same(
 
 def resnet18(make: Builder, images: tf.Tensor) -> Maps:
     """The paper's ResNet18: 256 channels of stride 16, 512 of stride 32."""
+    # A name of ours: neither the reference nor slim has this depth, so no
+    # frontend checkpoint is to be found for it.
     scope = "resnet_18"
     features = make.conv_norm_relu(
         images, f"{scope}.conv1", f"{scope}.conv1.BatchNorm", 64, 7, 2
@@ -146,6 +159,7 @@ def resnet18(make: Builder, images: tf.Tensor) -> Maps:
                 make, features, name, 32 * 2**block, stride
             )
         outputs.append(features)
+    # Unlike slim's, its blocks stride where they begin.
     return outputs[2], outputs[3]
 
 
@@ -175,6 +189,8 @@ def mobilenet_v2(make: Builder, images: tf.Tensor) -> Maps:
 
     As the reference has it: the first block of each stride, not the last.
     """
+    # slim's scope; the reference looks for mobilenet_v2, which no checkpoint
+    # of slim's has.
     scope = "MobilenetV2"
     features = _conv_norm(make, images, f"{scope}.Conv", 32, 3, 2)
     features = relu(features, 6.0)
@@ -228,6 +244,7 @@ def _inverted_residual(
         features, f"{name}.BatchNorm", epsilon=MOBILENET_EPSILON
     )
     features = relu(features, 6.0)
+    # Linear, since a ReLU would destroy what the narrow map holds.
     features = _conv_norm(make, features, f"{scope}.project", channels)
     if stride > 1 or width != channels:
         return features
@@ -252,6 +269,7 @@ def _resnet(depth: int, units: tuple[int, ...]) -> Frontend:
     return Frontend(build, scope, 1e-4)
 
 
+# The reference lacks ResNet18, which takes the L2 of the other ResNets.
 FRONTENDS = {
     "Xception39": Frontend(xception39, "xception39", 1e-5),
     "ResNet18": Frontend(resnet18, "resnet_18", 1e-4),

@@ -15,6 +15,7 @@ from common.npu_config import UserError
 
 FILE = "class_dict.csv"
 UNKNOWN = 255  # in memory: a pixel that no class describes
+# Ids are bytes, and one of the 256 is UNKNOWN.
 MOST_CLASSES = 255
 # CamVid in 11 groups and Void, with the numbers of its integer labels.
 CAMVID_GROUPS = {
@@ -32,6 +33,7 @@ CAMVID_GROUPS = {
     "Void": (0, 0, 0),
 }
 # CamVid's other classes; whatever is named as a group belongs to it.
+# The usual grouping, known as camvidPixelLabelIDs; the reference has none.
 CAMVID_MEMBERS = {
     "Building": "Archway Bridge Tunnel Wall",
     "Pole": "Column_Pole TrafficCone",
@@ -79,6 +81,7 @@ class Classes(NamedTuple):
     def save(self, path: str) -> None:
         """Writes names and colours as class_dict.csv."""
         with open(path, "w", encoding="utf8", newline="") as file:
+            # By itself csv writes DOS line ends.
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(("name", "r", "g", "b"))
             for name, colour in zip(self.names, self.colours):
@@ -133,6 +136,7 @@ def numbered(count: int) -> Classes:
         return groups()
     colours = [
         # Scattered over the cube of colours, black first.
+        # Odd factors, so that no two of 256 are alike.
         (67 * i % 256, 139 * i % 256, 211 * i % 256)
         for i in range(count)
     ]

@@ -17,6 +17,7 @@ from BiSeNet.pictures import Picture
 from common.npu_config import UserError, data_options
 
 LAST_EPOCH = 2**31  # a stream ends with the training loop, not by itself
+# Limits of ours: one pixel of the deepest map, and no mistyped number.
 MIN_SIDE, MAX_SIDE = 32, 4096  # pixels of a crop
 STRIDE = 32  # a crop of other sides would be padded by the network
 
@@ -72,6 +73,7 @@ def index_stream(
     def epoch_order(epoch):
         keys = tf.random.stateless_uniform([count], [seed, epoch])
         positions = epoch * count + tf.range(count, dtype=tf.int64)
+        # Sorted draws, since TensorFlow 2.6 has no stateless shuffle.
         order = tf.cast(tf.argsort(keys), tf.int64)
         return tf.data.Dataset.from_tensor_slices((positions, order))
 
@@ -135,6 +137,7 @@ def training_batches(
     files, table = Files(pairs), tf.constant(weights, tf.float32)
 
     def load(position, index):
+        # By position, so that a picture comes in another form every epoch.
         key = tf.stack([tf.constant(seed, tf.int64), position])
         sample = augment.augment(*files.read(index), recipe, key)
         sample["weight"] = tf.gather(table, sample["label"])

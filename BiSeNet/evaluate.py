@@ -98,6 +98,7 @@ def predict_scores(
     if len(views) == 1 and scales[0] == 1.0:
         return views[0]
     views = [tf.nn.softmax(tf.image.resize(each, size)) for each in views]
+    # Logits are float32 under every policy: in float16 1e-12 would be 0.
     return tf.math.log(tf.add_n(views) / len(views) + 1e-12)
 
 
@@ -157,6 +158,7 @@ def evaluate(
             rows.append(_sheet_row(batch, predicted, classes))
     # Means of sums keep every ratio, so each rank gets the whole table.
     names = sorted(sums)
+    # Rounded to float32 only here, since HCCL takes no float64.
     reduced = runtime.all_reduce(
         [tf.constant(sums[name], tf.float32) for name in names]
     )

@@ -108,6 +108,7 @@ def export_savedmodel(live: Live, output: str) -> np.ndarray:
     """SavedModel for any batch size."""
     path = os.path.join(output, "saved_model")
     module = tf.Module()
+    # As attributes, or the variables of the signature count as untracked.
     module.network = live.network
     module.serve = live.serve
     signature = live.serve.get_concrete_function(live.spec(None))
@@ -166,6 +167,7 @@ def export_onnx(live: Live, output: str) -> np.ndarray:
         live.graph_def,
         input_names=[f"{IMAGE}:0"],
         output_names=[f"{LOGITS}:0", f"{CLASSES}:0"],
+        # tf2onnx is tested with 14 to 18.
         opset=15,
         output_path=path,
     )
@@ -177,6 +179,7 @@ def export_tf1(live: Live, output: str) -> np.ndarray:
     """TF1 checkpoint; read back into the live network."""
     prefix = os.path.join(output, "tf1", "model.ckpt")
     os.makedirs(os.path.dirname(prefix), exist_ok=True)
+    # Without auxiliary heads: the reference's inference graph has none.
     weights.save_tf1(live.network, prefix, run_folder.last_step(live.run))
     weights.load(live.network, prefix)
     return live.logits()
@@ -256,6 +259,8 @@ def main() -> None:
                 "this export"
             )
         print(f"{name:<11} largest difference {difference:.2g}")
+    # Ascend310 as most commands of the ModelZoo have it; npu-smi info tells
+    # one's own chip.
     shape = ",".join(map(str, live.shape))
     print(
         "atc --model=bisenet.pb --framework=3 --output=bisenet "

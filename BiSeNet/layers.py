@@ -14,6 +14,8 @@ from common.npu_config import Runtime
 EPSILON = 1.001e-5  # TF1's fused kernel raises the reference's 1e-5 to this
 MAX_PIXEL = 255.0
 # Kernel initialisers by where they are used in the reference.
+# Keras makes up for the spread that a truncated normal loses, as TF1 did by
+# 1.3 times the variance: the two differ by 0.6 per cent.
 STARTS = {
     "kaiming": ("fan_in", "truncated_normal", 2.0),
     "xavier": ("fan_avg", "uniform", 1.0),
@@ -62,6 +64,7 @@ class Normalize(tf.keras.layers.Layer):
 
     def call(self, images: tf.Tensor) -> tf.Tensor:
         """[N, H, W, 3] to [N, H, W, 3]."""
+        # The range that slim's ImageNet networks were trained on.
         if self.centred:
             return images * (2.0 / MAX_PIXEL) - 1.0
         return images / MAX_PIXEL
@@ -115,6 +118,7 @@ class Upsample(tf.keras.layers.Layer):
 
     def call(self, maps: tf.Tensor) -> tf.Tensor:
         """[N, h, w, c] to [N, factor * h, factor * w, c], float32."""
+        # The raw op: tf.image.resize has today's grid only.
         return tf.raw_ops.ResizeBilinear(
             images=maps,
             size=self.factor * tf.shape(maps)[1:3],
@@ -140,6 +144,7 @@ class BatchNorm(tf.keras.layers.Layer):
         self,
         scale: bool = True,
         start: str = "ones",
+        # The reference's decay and epsilon; those of Keras are 0.99 and 1e-3.
         decay: float = 0.9,
         epsilon: float = EPSILON,
         runtime: Optional[Runtime] = None,
@@ -178,6 +183,7 @@ class BatchNorm(tf.keras.layers.Layer):
     ) -> tf.Tensor:
         """[N, h, w, c] to the same; in training by the batch's moments."""
         beta = tf.convert_to_tensor(self.beta)
+        # The kernel asks for a gamma also where the layer has none.
         gamma = tf.ones_like(beta)
         if self.gamma is not None:
             gamma = tf.convert_to_tensor(self.gamma)
@@ -193,6 +199,8 @@ class BatchNorm(tf.keras.layers.Layer):
                 self.epsilon,
                 is_training=False,
             )[0]
+        # This variance is the unbiased one, which TF1 averages as well; the
+        # features are normalised by the biased one.
         features, mean, variance = tf.compat.v1.nn.fused_batch_norm(
             features, gamma, beta, epsilon=self.epsilon
         )
@@ -210,6 +218,8 @@ class BatchNorm(tf.keras.layers.Layer):
         (variance,) = self.runtime.all_reduce(
             [tf.reduce_mean(tf.square(centred), [0, 1, 2])]
         )
+        # Unbiased, as the kernel gives it. At least 1, since the means of one
+        # picture alone are a batch of one value.
         count = self.runtime.size * tf.reduce_prod(tf.shape(wide)[:3])
         count = tf.cast(count, tf.float32)
         self._remember(mean, variance * count / tf.maximum(count - 1.0, 1.0))
@@ -254,6 +264,8 @@ class Builder:
         """A SAME convolution without bias, unless `options` say otherwise."""
         mode, distribution, scale = STARTS[start]
         options = {"padding": "same", "use_bias": False, **options}
+        # An initialiser for each layer: one that is reused draws the same
+        # numbers again in Keras 3.
         return tf.keras.layers.Conv2D(
             filters,
             side,
@@ -269,6 +281,8 @@ class Builder:
         self, features: tf.Tensor, scope: str, stride: int, start: str
     ) -> tf.Tensor:
         """A SAME 3x3 convolution of each channel by itself, without bias."""
+        # The fan counts 9 numbers of every channel, as it did in TF1, though
+        # each output is a sum of 9.
         mode, distribution, scale = STARTS[start]
         return tf.keras.layers.DepthwiseConv2D(
             3,

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from BiSeNet.model import HEADS
 
+# The authors' code has the same share, but of the batch.
 OHEM_LEAST = 16  # at least every 16th pixel of a picture counts
 
 
@@ -41,10 +42,13 @@ def hard_pixels(
     A pixel is hard where its class has less than `threshold` of the
     probability, and the hardest of every OHEM_LEAST are hard in any case.
     """
+    # By picture, so that it does not matter how ranks share a batch. By the
+    # entropy without weights, since the threshold is a probability.
     losses = tf.where(weights > 0.0, entropies, 0.0)
     flat = tf.reshape(losses, [tf.shape(losses)[0], -1])
     least = tf.shape(flat)[1] // OHEM_LEAST
     last = tf.math.top_k(flat, least).values[:, -1]
+    # Where nearly all is ignored the limit is 0, and every pixel counts.
     limit = tf.minimum(-math.log(threshold), last)[:, tf.newaxis, tf.newaxis]
     return tf.where(losses >= limit, weights, 0.0)
 
@@ -69,12 +73,16 @@ def segmentation_losses(
       `total_loss`, the sum over heads, each of them the mean over all
       weighted pixels of the batch; and `<head>_loss`, all scalars.
     """
+    # UNKNOWN lies beyond all classes: tf.one_hot makes zeros of it, where a
+    # sparse cross-entropy would fail or give NaN.
     one_hot = tf.one_hot(labels, outputs[0].shape[-1])
     entropies = [cross_entropy(logits, one_hot) for logits in outputs]
     shares = [
         hard_pixels(tf.stop_gradient(each), weights, ohem) if ohem else weights
         for each in entropies
     ]
+    # The mean over ranks and not their sum, since gradients are averaged over
+    # ranks as well.
     norms = mean_of_ranks([tf.reduce_sum(share) for share in shares])
     terms = {
         f"{head}_loss": tf.math.divide_no_nan(
@@ -82,6 +90,7 @@ def segmentation_losses(
         )
         for head, share, entropy, norm in zip(HEADS, shares, entropies, norms)
     }
+    # All heads weigh 1, as in the paper and the reference.
     return {"total_loss": tf.add_n(list(terms.values())), **terms}
 
 

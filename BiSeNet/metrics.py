@@ -36,6 +36,7 @@ def picture_totals(
         tf.reshape(tf.argmax(scores, -1), [-1]),
         count,
         weights=tf.reshape(tf.cast(known, tf.float32), [-1]),
+        # Exact for up to 2**24 pixels of a class in one picture.
         dtype=tf.float32,
     )
     table = [float(i < count and i not in ignored) for i in range(256)]
@@ -91,6 +92,7 @@ def figures(
     # Float64: a float32 sum stops counting single pixels at 2**24.
     confusion = np.asarray(totals["confusion"], np.float64)
     counted = confusion.copy()
+    # Rows alone: to take a pixel that counts for Void is a mistake.
     counted[list(classes.ignored)] = 0.0
     iou = _iou(counted)
     iou[list(classes.ignored)] = np.nan

@@ -27,6 +27,8 @@ HEADS = ("main", "sup1", "sup2")  # of the trainer, in this order
 class CombinePath:
     """The layers of scope combine_path, numbered as they are made."""
 
+    # Checkpoints go by these numbers: a call moved up or down renames layers,
+    # and weights.py leaves some of them out by name.
     scope = "combine_path"
 
     def __init__(self, make: Builder) -> None:
@@ -54,6 +56,7 @@ class CombinePath:
         """Attention refinement: [N, h, w, c] to [N, h, w, 128]."""
         features = self.block(features, 128, 3)
         gate = self.make.conv(average(features), self._next_conv(), 128)
+        # slim's convolution ends in a ReLU where nobody says otherwise.
         if self.make.form.stray_relu:
             gate = relu(gate)
         gate = self.make.batch_norm(gate, self._next_norm())
@@ -62,9 +65,11 @@ class CombinePath:
     def fuse(self, spatial: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
         """Feature fusion: two maps of 128 channels to one of 256."""
         features = tf.keras.layers.Concatenate()([spatial, context])
+        # 3x3 as in the reference; the authors' code has 1x1.
         features = self.block(features, 256, 3)
         gate = self.make.conv(average(features), self._next_conv(), 256)
         gate = self.make.conv(relu(gate), self._next_conv(), 256)
+        # With it no gate falls below one half.
         if self.make.form.stray_relu:
             gate = relu(gate)
         gated = tf.keras.layers.Multiply()([features, sigmoid(gate)])
@@ -72,6 +77,8 @@ class CombinePath:
 
     def deepen(self, features: tf.Tensor) -> tf.Tensor:
         """The dilated stage before the main logits, 64 channels."""
+        # The authors' code has no such stage, nor have the reference's first
+        # versions, whose checkpoints lack Conv_13.
         scope = self._next_conv()
         return self.make.conv_norm_relu(
             features, scope, f"{scope}.BatchNorm", 64, 3, dilation_rate=2
@@ -81,6 +88,7 @@ class CombinePath:
         self, features: tf.Tensor, scope: str, classes: int, factor: int
     ) -> tf.Tensor:
         """Scores at the size of the picture, float32."""
+        # Without a bias, as in the reference; the authors' code has one.
         scores = self.make.conv(features, f"{self.scope}.{scope}", classes)
         return self.make.upsample(scores, factor)
 
@@ -100,6 +108,8 @@ def sigmoid(features: tf.Tensor) -> tf.Tensor:
 
 def spatial_path(make: Builder, images: tf.Tensor) -> tf.Tensor:
     """[N, H, W, 3] to [N, H/8, W/8, 128]."""
+    # The paper has three strided layers (section 3.1); sides, channels and
+    # the 1x1 layer are the reference's and the authors' code's.
     features = images
     for number, (filters, side, stride) in enumerate(
         ((64, 7, 2), (64, 3, 2), (64, 3, 2), (128, 1, 1))
@@ -142,6 +152,8 @@ def create_model(
     make = Builder(FORMS[compat], runtime=runtime)
     # Under a mixed policy too: bfloat16 would round the pixels.
     pixels = PadToMultiple(STRIDE, dtype="float32")(images)
+    # After the padding, which is black thereby, as around small pictures in
+    # training; zeros added here would be grey in the paper's form.
     pixels = Normalize(make.form.centred, dtype="float32")(pixels)
     spatial = spatial_path(make, pixels)
     pool4, pool5 = FRONTENDS[frontend].build(make, pixels)

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 def _raw(variable: Any) -> tf.Variable:
     """The TensorFlow variable inside a Keras 3 variable."""
+    # `value` is a property in Keras 3 and a method of a tf.Variable.
     value = getattr(variable, "value", None)
     return variable if value is None or callable(value) else value
 
@@ -23,6 +24,8 @@ def _step(
     momentum: Any,
 ) -> tf.Operation:
     """v = momentum v + gradient; variable -= rate v; both in place."""
+    # The kernel's own Nesterov form is left off, as in the reference: the
+    # option of Keras' SGD has no effect here.
     return tf.raw_ops.ResourceApplyMomentum(
         var=_raw(variable).handle,
         accum=_raw(velocity).handle,
@@ -39,6 +42,7 @@ class FusedMomentum(tf.keras.optimizers.SGD):
         self, gradient: tf.Tensor, variable: Any, learning_rate: tf.Tensor
     ) -> None:
         """Updates one variable and its velocity in Keras 3."""
+        # Keras makes no velocities for plain SGD.
         if not self.momentum:
             super().update_step(gradient, variable, learning_rate)
             return
@@ -49,6 +53,7 @@ class FusedMomentum(tf.keras.optimizers.SGD):
         self, grad: tf.Tensor, var: Any, apply_state: Any = None
     ) -> tf.Operation:
         """The same in Keras 2.6, which has the rate computed beforehand."""
+        # Sparse gradients would take Keras' own way; this network has none.
         if not self._momentum:
             return super()._resource_apply_dense(grad, var, apply_state)
         state = apply_state[var.device, var.dtype.base_dtype]
@@ -71,6 +76,7 @@ class WarmUp(tf.keras.optimizers.schedules.LearningRateSchedule):
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
         """The rate of a step, float32."""
         rate = tf.cast(self.schedule(step), tf.float32)
+        # One more than the steps done, or the first step would change nothing.
         done = tf.cast(tf.convert_to_tensor(step), tf.float32) + 1.0
         return rate * tf.minimum(1.0, done / (self.steps + 1.0))
 

@@ -22,12 +22,16 @@ from common.npu_config import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PIXELS = 100_000_000  # a larger picture is taken for a bomb
+# Ours: CamVid's largest split, 421 pictures of 960x720, takes 0.9 GB.
 MAX_DECODED = 2**31  # bytes of decoded pictures that are kept in memory
+# What TensorFlow may decode itself. All else is kept decoded, even beyond
+# MAX_DECODED.
 GRAPH_FORMATS = [
     (kind, mode) for kind in ("PNG", "JPEG") for mode in ("L", "RGB")
 ]
 CHECKED_PICTURES = 32  # pictures that are decoded unless all are asked for
 READERS = 4  # threads; Pillow lets go of Python's lock while it decodes
+# The seed's and SegNet's; CamVid itself names labels with _L.
 LABEL_SUFFIXES = ("_labels", "annot")  # of the folder beside the pictures'
 STEM_SUFFIXES = ("", "_L")  # of a label's stem after its picture's
 LAYOUT_HELP = (
@@ -58,6 +62,7 @@ class Picture(NamedTuple):
 def natural_key(name: str) -> list:
     """Sorts `2.png` before `10.png`."""
     parts = re.split(r"(\d+)", os.path.basename(name))
+    # Text and numbers alternate, so that like meets like in a comparison.
     return [int(part) if part.isdigit() else part for part in parts]
 
 
@@ -84,6 +89,7 @@ def _open(path: str, decode: bool = True) -> Image.Image:
             with Image.open(path) as image:
                 if decode:
                     image.load()
+                # Closed, it still tells its size and mode.
                 return image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UserError(
@@ -99,6 +105,8 @@ def _open(path: str, decode: bool = True) -> Image.Image:
 
 def read_picture(path: str) -> np.ndarray:
     """A picture file as RGB [h, w, 3] uint8, whatever its own mode."""
+    # Not turned as EXIF says: TensorFlow does not do so either, and a label
+    # lies on the pixels as they are stored.
     image = _open(path)
     if image.mode.startswith("I"):
         # Pillow would cut 16 bits off at 255 instead of scaling them.
@@ -159,6 +167,7 @@ class Reader:
         self.classes, self.groups = self.drawn, None
         if values["group_classes"] == "camvid11":
             self.classes = class_tables.groups()
+            # All 256, so that UNKNOWN goes through the table unchanged.
             ids = np.arange(256, dtype=np.uint8)
             ids[: len(self.drawn.names)] = class_tables.grouping(self.drawn)
             self.groups = ids
@@ -167,6 +176,8 @@ class Reader:
                 f"--num_classes={count}: {path or self.data_path} has "
                 f"{len(self.classes.names)} classes; leave the flag out"
             )
+        # Void is the default, which a data set may lack; a name that somebody
+        # gives has to exist.
         self.classes = self.classes.ignoring(
             values["ignore_classes"], values["ignore_classes"] != ["Void"]
         )
@@ -208,6 +219,8 @@ class Reader:
         found = [each for each in folders if os.path.isdir(each)]
         if not found:
             raise UserError(f"{folders[0]}: no such folder; {LAYOUT_HELP}")
+        # By stem: the reference pairs two sorted listings, where one missing
+        # file shifts all labels after it.
         return [(name, _label_of(name, found[0])) for name in names]
 
     def _read_list(self, path: str) -> list[tuple[str, str]]:
@@ -231,6 +244,7 @@ class Reader:
         parts = name.strip("/").split("/")
         ends = ["/".join(parts[start:]) for start in range(len(parts))]
         below = [os.path.join(self.data_path, end) for end in ends]
+        # The longest end first, so that equal names in two folders stay apart.
         for path in (name, *below):
             if os.path.isfile(path):
                 return path
@@ -255,6 +269,7 @@ class Reader:
 
     def read_label(self, path: str) -> np.ndarray:
         """Class ids [h, w] uint8 of a colour or an integer label."""
+        # A grey picture is taken for ids, even where the csv has grey colours.
         if self.table is not None and _open(path, False).mode != "L":
             ids = self._read_colours(path)
         else:
@@ -264,9 +279,12 @@ class Reader:
     def _read_colours(self, path: str) -> np.ndarray:
         """Class ids [h, w] of a picture in the colours of class_dict.csv."""
         colours = read_picture(path)
+        # A byte would lose the bits that are shifted.
         wide = colours.astype(np.int32)
         ids = self.table[wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]]
         unknown = ids == UNKNOWN
+        # CamVid's Seq05VD_f02610_L.png is known for such pixels, which the
+        # reference makes class 0, Animal.
         if unknown.any() and not self.admit_unknown:
             first = colours[unknown][0]
             raise UserError(
@@ -359,6 +377,8 @@ def _weights_by_kind(
         return np.ones(count)
     if kind in ("median_freq", "sqrt_freq"):
         pixels, pictures = (each[:count] for each in class_counts(pairs))
+        # Median frequency balancing of Eigen and Fergus, arXiv 1411.4734, as
+        # SegNet uses it; the root is ours, milder on the rarest classes.
         shares = pixels / np.maximum(pictures, 1)
         shown = shares > 0
         shown[list(classes.ignored)] = False

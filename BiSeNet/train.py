@@ -40,6 +40,7 @@ from common.npu_config import UserError
 FLAGS = flags.FLAGS
 MODEL = "BiSeNet"
 VERSION = "1.0.0"
+# As in the paper and in the seed.
 POLY_POWER = 0.9
 # Flags that fix the network and the data it sees within one run.
 SHAPE_FLAGS = (
@@ -98,9 +99,11 @@ def define_flags() -> None:
         list(FORMS),
         "paper mends what the TF1 reference got wrong.",
     )
+    # The seed's 2000 epochs of CamVid's 421 pictures, 8 at a time.
     whole("train_steps", 105250, "Steps in all, resumed ones included.", 0)
     real("train_epochs", None, "Instead of train_steps, in epochs.", 0.0)
     whole("batch_size", 8, "Pictures per rank and step.", 1)
+    # The seed's code; the paper takes 0.025 for batches of 16.
     real("learning_rate", 0.01, "Of SGD with momentum.", 0.0)
     real("momentum", 0.9, "Of SGD; 0: plain SGD.", 0.0, 1.0)
     flags.DEFINE_enum(
@@ -128,6 +131,7 @@ def define_flags() -> None:
         ["none", "reference"],
         "none crops, reference varies scale, side and colours.",
     )
+    # The seed's range; the paper picks one of five scales, 0.75 to 2.
     real("min_scale", 0.5, "Smallest scale of a picture.", 0.05, 8.0)
     real("max_scale", 2.0, "Largest scale of a picture.", 0.05, 8.0)
     flags.DEFINE_bool(
@@ -187,6 +191,7 @@ def read_data(
             "--batch_size"
         )
     if FLAGS.train_epochs is not None:
+        # Rounded down once for all epochs, as in the seed.
         FLAGS.train_steps = int(FLAGS.train_epochs * len(seen) / batch)
     FLAGS.crop_size = FLAGS.crop_size or dataset.fitted_crop(seen)
     return seen
@@ -250,6 +255,8 @@ def learning_rate_schedule() -> (
         rate = schedules.CosineDecay(FLAGS.learning_rate, steps)
     else:
         power = POLY_POWER if FLAGS.schedule == "poly" else 0.0
+        # Keras stops at its end; the reference's first versions went on, to
+        # the power of a negative number, which is NaN.
         rate = schedules.PolynomialDecay(
             FLAGS.learning_rate, steps, 0.0, power
         )
@@ -314,6 +321,7 @@ def make_train_step(
             objective = terms["total_loss"]
             # With a rate of 0 the pass over all weights is saved too.
             if FLAGS.weight_decay:
+                # Equal on all ranks, so their mean is the L2 of one.
                 l2_loss = losses.weight_decay_loss(kernels)
                 terms["l2_loss"] = FLAGS.weight_decay * l2_loss
                 objective += terms["l2_loss"]

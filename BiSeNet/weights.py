@@ -24,6 +24,7 @@ NOT_LAYERS = ("global_step", "loss_scale", "good_steps", "bad_steps")
 LEAVES = {
     "Conv2D": {"kernel": "weights", "bias": "biases"},
     "DepthwiseConv2D": {
+        # Keras 3, then Keras 2.6.
         "kernel": "depthwise_weights",
         "depthwise_kernel": "depthwise_weights",
     },
@@ -35,6 +36,7 @@ CLASSIFIER = tuple(
     for head in ("logits", "supl1", "supl2")
 )
 # The auxiliary heads, which only training needs.
+# Their numbers follow from the order of calls in create_model.
 AUXILIARY = tuple(
     f"{CombinePath.scope}/{scope}/"
     for scope in (
@@ -287,6 +289,7 @@ def save_tf1(model: tf.keras.Model, prefix: str, step: int) -> None:
     # The raw op writes exactly these names; tf.train.Checkpoint would wrap
     # them in paths of Python attributes.
     named = named_variables(model)
+    # The step is an int32 in the reference's graph.
     names = [*named, "train/global_step"]
     tensors = [tf.convert_to_tensor(variable) for variable in named.values()]
     tf.raw_ops.SaveV2(

@@ -10,13 +10,16 @@ import tensorflow as tf
 from BlitzNet.model import LARGE, Architecture
 
 # Smallest scale, and the range of the others, by (large picture, x4).
+# They are the reference's; the paper reports the first and the third.
 SCALES = {
     (False, True): (0.04, 0.1, 0.95),
     (False, False): (0.1, 0.2, 0.95),
     (True, False): (0.04, 0.1, 0.95),
     (True, True): (0.02, 0.08, 0.95),
 }
+# SSD's aspects, in the order of the heads' channels in checkpoints.
 ASPECTS = (1.0, 2.0, 1 / 2, 3.0, 1 / 3)  # width by height
+# SSD's values, which the reference keeps.
 VARIANCES = (0.1, 0.2)  # of centres and of sizes
 MATCHED = 0.5  # overlap from which on a prior stands for an object
 
@@ -27,6 +30,8 @@ def scales_of(architecture: Architecture) -> list[float]:
     smallest, low, high = SCALES[large, architecture.x4]
     maps = len(architecture.map_sizes())
     step = (high - low) / (maps - 2)
+    # The last may exceed the picture: only its mean with the one before it is
+    # used, for the larger square.
     return [smallest, *(low + number * step for number in range(maps))]
 
 
@@ -105,6 +110,7 @@ def encode(
     table = overlaps(boxes[:count], prior_boxes)
     table = tf.concat([table, tf.zeros_like(prior_boxes[tf.newaxis, :, 0])], 0)
     chosen = _first_largest(table, 0)
+    # Below MATCHED a prior is background: no zone in between is left out.
     matched = tf.reduce_max(table, 0) >= MATCHED
     chosen = tf.where(matched, chosen, count)
     best = _first_largest(table[:count], 1)
@@ -112,6 +118,7 @@ def encode(
     forced = tf.math.unsorted_segment_min(
         tf.range(count), best, tf.shape(prior_boxes)[0]
     )
+    # Priors that no object wants come out as int32's largest number.
     chosen = tf.where(forced < count, forced, chosen)
     return tf.gather(labels, chosen), offsets(
         tf.gather(boxes, chosen), prior_boxes
@@ -151,6 +158,7 @@ def decode(location: tf.Tensor, prior_boxes: tf.Tensor) -> tf.Tensor:
     size = prior_boxes[..., 2:]
     centres = prior_boxes[..., :2] + size / 2
     centres += VARIANCES[0] * location[..., :2] * size
+    # Unbounded, as in the reference: even infinity ends at the edges.
     size *= tf.exp(VARIANCES[1] * location[..., 2:])
     near = tf.maximum(centres - size / 2, 0.0)
     far = tf.minimum(near + size, 1.0)

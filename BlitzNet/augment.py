@@ -15,14 +15,18 @@ from BlitzNet.layers import resize
 # The reference's ranges, for --augment=paper.
 BRIGHTNESS, HUE = 0.125, 0.07  # largest change
 SATURATION, CONTRAST = (0.5, 1.5), (0.5, 1.5)
+# Every picture gets all four: the reference's probabilities are never read.
 ORDERS = ("BSHC", "SBCH", "CHBS", "HSCB")  # of the four changes
 ZOOM = (1.05, 4.0)  # sides of the canvas by those of the picture
+# layers.MEAN_BGR as shares, in the order of a picture's channels.
 CANVAS_RGB = (0.482948, 0.454521, 0.404167)  # its colour: the mean
+# Shares covered where SSD has overlaps: TensorFlow's sampler takes these.
 COVERED = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # of an object, least, in a crop
 ASPECT, AREA, TRIES = (0.5, 2.0), (0.3, 1.0), 50  # of a crop
 FLIP_SHARE = 0.5
 SMALLEST = 2  # pixels that an object keeps at least
 UNLABELLED = 255  # mask value of pixels that do not count
+# Which is for what belongs to the meaning of a seed: keep their order.
 DRAWS = 11  # random numbers that a sample uses
 
 
@@ -82,6 +86,7 @@ def change_colours(
     branches = [
         lambda letters=letters: in_order(letters) for letters in ORDERS
     ]
+    # Clipped once: on the way values may leave [0, 1], as the reference's do.
     return tf.clip_by_value(tf.switch_case(order, branches), 0.0, 1.0)
 
 
@@ -110,6 +115,7 @@ def make_canvas(size: tf.Tensor, zoom: tf.Tensor, shift: tf.Tensor) -> Canvas:
 
 def zoom_boxes(boxes: tf.Tensor, canvas: Canvas, size: tf.Tensor) -> tf.Tensor:
     """Boxes [n, 4] as shares of the canvas."""
+    # Not rounded, unlike the picture's own place: so the reference has it.
     shift = (canvas.shift / tf.cast(size, tf.float32))[::-1]
     moved = tf.concat([boxes[:, :2] + shift, boxes[:, 2:]], 1)
     return moved / canvas.zoom
@@ -135,6 +141,7 @@ def cut(
     after = size - before - (stop - start)
     inner = pixels[start[0] : stop[0], start[1] : stop[1]]
     borders = tf.stack([before, after], 1)
+    # tf.pad takes one value for all channels; uint8 wraps around and back.
     padded = tf.pad(inner - fill, tf.concat([borders, [[0, 0]]], 0))
     return padded + fill
 
@@ -185,6 +192,7 @@ def random_window(
     choice = tf.cast(draw * len(COVERED), tf.int32)
     begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.concat([size, [3]], 0),
+        # The sampler refuses what rounding has put outside of [0, 1].
         tf.clip_by_value(corners, 0.0, 1.0)[tf.newaxis],
         seed,
         min_object_covered=tf.gather(COVERED, choice),
@@ -283,6 +291,7 @@ def finish_sample(
     boxes, labels = drop_small(sample.boxes, sample.labels, recipe.image_size)
     classes, offsets = anchors.encode(boxes, labels, prior_boxes)
     size = [recipe.map_size] * 2
+    # From the crop at once: by way of image_size others would be picked.
     label = resize(sample.mask[tf.newaxis], size, "nearest")[0, ..., 0]
     label = tf.ensure_shape(label, size)
     valid = label != UNLABELLED

@@ -79,6 +79,7 @@ def class_ids(
             "the label"
         )
     for name, number in colours.items():
+        # main() names all classes but void ones: no pixel is background.
         value = names.index(name) + 1 if name in names else 0
         mask[numbers == number] = UNLABELLED if name in FLAGS.void else value
     return mask
@@ -91,10 +92,13 @@ def find_objects(
     found = []
     for name in objects:
         own = mask == names.index(name) + 1
+        # Corners connect, or what is thin and slanted would fall apart. Things
+        # that touch become one object: such masks know no instances.
         regions, _ = ndimage.label(own, np.ones((3, 3)))
         sizes = np.bincount(regions.ravel())
         for number, place in enumerate(ndimage.find_objects(regions), 1):
             rows, columns = place
+            # Ends lie behind the last pixel: voc.py takes the differences.
             box = (columns.start, rows.start, columns.stop, rows.stop)
             if sizes[number] >= least_pixels:
                 found.append((name, box, False))

@@ -48,6 +48,7 @@ def index_stream(
     """
 
     def epoch_order(epoch):
+        # TF 2.6 has no shuffle without a state, so keys are sorted.
         keys = tf.random.stateless_uniform([count], [seed, epoch])
         positions = epoch * count + tf.range(count, dtype=tf.int64)
         order = tf.cast(tf.argsort(keys), tf.int64)
@@ -164,6 +165,7 @@ def training_batches(
         return augment.finish_sample(sample, recipe, tf.constant(prior_boxes))
 
     stream = index_stream(len(pairs), seed, start, rank, size)
+    # In the stream's order, or threads would decide what a batch holds.
     data = stream.map(load, tf.data.AUTOTUNE, deterministic=True)
     data = data.batch(batch_size, drop_remainder=True)
     return data.prefetch(tf.data.AUTOTUNE).with_options(data_options())

@@ -17,6 +17,7 @@ FLAGS = flags.FLAGS
 class Limits(NamedTuple):
     """How many detections are kept; see the flags of evaluate.py."""
 
+    # The reference's values; but for 50 and 0 they are SSD's as well.
     conf_thresh: float = 0.01
     nms_thresh: float = 0.45
     top_k_nms: int = 400
@@ -96,6 +97,7 @@ def detect(
     classes = tf.repeat(tf.range(1, len(kept) + 1), per_class)
     best = min(limits.top_k_post_nms, scores.shape[0])
     scores, order = tf.math.top_k(scores, best)
+    # Scores kept are strictly above conf_thresh, so 0 marks an empty place.
     present = tf.logical_and(scores > 0.0, scores >= limits.eval_min_conf)
     return Detections(
         tf.where(present[:, tf.newaxis], tf.gather(boxes, order), 0.0),
@@ -108,6 +110,8 @@ def _suppress(
     boxes: tf.Tensor, scores: tf.Tensor, limits: Limits
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """What is kept of one class; scores of the places left over are 0."""
+    # V4 is the first to pad to a fixed size. Scores and overlaps count where
+    # they are strictly above their thresholds, as in the reference.
     selected, count = tf.raw_ops.NonMaxSuppressionV4(
         boxes=boxes,
         scores=scores,

@@ -36,6 +36,7 @@ from common import npu_config
 
 FLAGS = flags.FLAGS
 SHEET_ROWS = 6  # pictures on a contact sheet
+# The reference's numbers, of its demo and of its benchmark.
 SHOWN_SCORE = 0.5  # of the boxes that are drawn
 TIMED, WARMUP = 200, 11  # pictures of a benchmark, and those left out
 
@@ -63,6 +64,7 @@ def define_flags() -> None:
 
 def metric_of(values: dict[str, object]) -> str:
     """The figure by which a run with these flags is judged."""
+    # For VOC 2007 too, of which papers quote map_11_point.
     return "map_area" if values["detect"] else "mean_iou"
 
 
@@ -157,6 +159,7 @@ class Tally:
         self.confusion = np.zeros([classes, classes])
         self.objects = np.zeros([classes])
         for pair in pairs:
+            # VOC's rule: a difficult object that is missed costs nothing.
             counted = pair.objects.labels[~pair.objects.difficult]
             self.objects += np.bincount(counted, minlength=classes)
         self.found: dict[int, np.ndarray] = {}
@@ -189,6 +192,7 @@ class Tally:
             # With fewer pictures than ranks some have none, but all must take
             # part in the sum or the others would wait for them for ever.
             kept = values["top_k_post_nms"]
+            # These are 50 MB for VOC 2007's test set.
             every = np.zeros(
                 (len(self.pairs), kept, 3 + len(metrics.COCO_OVERLAPS)),
                 np.float32,
@@ -212,6 +216,7 @@ def _sum_over_ranks(
     array: np.ndarray, runtime: npu_config.Runtime
 ) -> np.ndarray:
     """The sum of an array over all ranks."""
+    # HCCL takes no float64; seven digits of a count are enough.
     (mean,) = runtime.all_reduce([tf.constant(array, tf.float32)])
     return mean.numpy() * runtime.size
 
@@ -267,6 +272,7 @@ def _sheet_row(
     """The tiles of a batch's picture; see save_sheet."""
     names = ["background", *values["classes"]]
     mask = batch["mask"][0].numpy()
+    # For the eye alone; the legacy resize is for what the network sees.
     image = tf.image.resize(batch["image"][0], mask.shape).numpy() * 255.0
     colours = visuals.palette(UNLABELLED + 1)
     predicted = results.get("predicted", np.zeros_like(mask))
@@ -356,6 +362,7 @@ def benchmark(values: dict[str, object], judge: Judge) -> None:
     for batch in data.take(TIMED):
         start = time.perf_counter()
         for value in judge.timed(batch["image"]).values():
+            # Waits for the device, which so far has only been told to start.
             value.numpy()
         seconds.append(time.perf_counter() - start)
     mean, spread = np.mean(seconds[WARMUP:]), np.std(seconds[WARMUP:])

@@ -32,6 +32,7 @@ FLAGS = flags.FLAGS
 # The seed's node names: confidence, location, and the segmentation's last
 # convolution, whose number follows from the architecture.
 IMAGE, CONFIDENCE, LOCATION = "input", "concat_1", "concat_2"
+# Ours: runtimes sum in other orders; a wrong export is far off.
 TOLERANCE = 1e-5  # largest difference, as a share of the largest output
 ONNX_PACKAGES = ("tf2onnx", "onnxruntime")
 Outputs = dict[str, np.ndarray]
@@ -110,12 +111,14 @@ class Live:
         """RGB in [0, 1] to the heads' outputs by the seed's names."""
         outputs = self.network(image, training=False)
         last = self.architecture.segmentation_scope().split("/")[1]
+        # Logits and encoded boxes, as the seed's graph has them.
         names = {
             "confidence": CONFIDENCE,
             "location": LOCATION,
             "segmentation": f"ssd_2/{last}/BiasAdd",
         }
         return {
+            # An identity keeps its name through freezing, Keras' own vary.
             names[head]: tf.identity(value, name=names[head])
             for head, value in outputs.items()
         }
@@ -133,6 +136,7 @@ class Live:
             )
             results.update(found._asdict())
         if "segmentation" in outputs:
+            # At the finest map's size: the graph does not know the picture's.
             results["mask"] = tf.argmax(
                 outputs["segmentation"][0], -1, tf.int32
             )
@@ -180,6 +184,8 @@ def export_tflite(graph: Graph, output: str) -> Outputs:
     path = os.path.join(output, "blitznet.tflite")
     with open(path, "wb") as file:
         file.write(content)
+    # Its successor ai_edge_litert is a package of its own; TensorFlow has this
+    # one up to 2.21 at least.
     interpreter = tf.lite.Interpreter(model_content=content)
     interpreter.allocate_tensors()
     (feed,) = interpreter.get_input_details()
@@ -204,6 +210,7 @@ def export_onnx(graph: Graph, output: str) -> Outputs:
         graph.graph_def,
         input_names=[f"{IMAGE}:0"],
         output_names=fetches,
+        # tf2onnx is tested from 14 to 18; old runtimes take the low ones.
         opset=15,
         output_path=path,
     )
@@ -261,6 +268,7 @@ def difference(outputs: Outputs, expected: Outputs) -> float:
             gaps = np.abs(np.diff(scores, prepend=2.0, append=-1.0))
             apart = apart[np.minimum(gaps[1:], gaps[:-1]) > TOLERANCE]
         elif name == "mask":
+            # Our choice: a pixel in a thousand may hang on rounding.
             apart = np.array([float((apart > 0).mean() > 1e-3)])
         largest = max(np.abs(wanted).max(), 1e-30)
         worst = max(worst, apart.max(initial=0.0) / largest)

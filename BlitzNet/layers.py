@@ -9,8 +9,11 @@ from typing import Callable, NamedTuple, Optional
 
 import tensorflow as tf
 
+# The reference's mean; ImageNet's usual one is 103.939, 116.779, 123.68.
 MEAN_BGR = (103.062623801, 115.902882574, 123.151630838)
+# Of batch norm, as in the reference; Keras has 1e-3 unless told.
 EPSILON = 1e-5
+# As anchors.priors makes them: one for each of its aspects, and a square.
 PRIORS = 6  # boxes of a cell of a map
 
 
@@ -37,6 +40,7 @@ class Prepare(tf.keras.layers.Layer):
     def call(self, images: tf.Tensor) -> tf.Tensor:
         """[N, H, W, 3] to [N, H + 6, W + 6, 3]."""
         centred = images[..., ::-1] * 255.0 - tf.constant(MEAN_BGR)
+        # Padded last, so that the border has the mean's colour.
         return tf.pad(centred, [[0, 0], [3, 3], [3, 3], [0, 0]])
 
     def compute_output_shape(self, input_shape: Sequence) -> tuple:
@@ -67,6 +71,7 @@ class ConvolutionNorm(tf.keras.layers.Layer):
         relu: bool = True,
         **options,
     ) -> None:
+        # With autocast Keras would widen bfloat16 maps on their way in.
         super().__init__(dtype="float32", autocast=False, **options)
         self.arithmetic = arithmetic()
         self.filters, self.side, self.norm = filters, side, norm
@@ -77,6 +82,7 @@ class ConvolutionNorm(tf.keras.layers.Layer):
         self.kernel = self.add_weight(
             name="kernel",
             shape=(self.side, self.side, input_shape[-1], self.filters),
+            # TF-Slim's for the reference: truncated normal by fan-in.
             initializer=tf.keras.initializers.VarianceScaling(2.0),
         )
         for name, start, trained in (
@@ -114,6 +120,7 @@ class ConvolutionNorm(tf.keras.layers.Layer):
 
     def _normalize(self, features: tf.Tensor) -> tf.Tensor:
         """Normalises by the batch's statistics, and remembers them."""
+        # The kernel takes these in float32 alone, for maps of 16 bits too.
         gamma, beta = map(tf.convert_to_tensor, (self.gamma, self.beta))
         if self.norm.mean:
             outputs, mean, variance = self._over_ranks(features, gamma, beta)
@@ -142,6 +149,8 @@ class ConvolutionNorm(tf.keras.layers.Layer):
         variance = over(tf.reduce_mean(tf.square(centred), [0, 1, 2]))
         scale = gamma * tf.math.rsqrt(variance + EPSILON)
         outputs = tf.cast(centred * scale + beta, features.dtype)
+        # The moving variance is over N - 1, as the fused kernel's is. Batches
+        # of all ranks are of one size, since dataset.py drops remainders.
         count = tf.cast(tf.size(values[..., 0]) * self.norm.ranks, tf.float32)
         return outputs, mean, variance * count / tf.maximum(count - 1.0, 1.0)
 
@@ -190,6 +199,7 @@ def resize(pixels: tf.Tensor, size: Sequence, method: str) -> tf.Tensor:
     It takes pixel i of n from i * h / n: the pictures shift by half a pixel,
     and weights that were trained so need it so.
     """
+    # tf.image.resize of TF2 samples at pixel centres and has no way back.
     kernel = {
         "bilinear": tf.raw_ops.ResizeBilinear,
         "nearest": tf.raw_ops.ResizeNearestNeighbor,
@@ -236,6 +246,7 @@ class DetectionHead(tf.keras.layers.Layer):
             kernel = self.add_weight(
                 name=f"{name}_kernel",
                 shape=(3, 3, input_shape[-1], PRIORS * values),
+                # The reference's factor for these heads; elsewhere it is 2.
                 initializer=tf.keras.initializers.VarianceScaling(0.1),
             )
             bias = self.add_weight(
@@ -256,6 +267,7 @@ class DetectionHead(tf.keras.layers.Layer):
         both = tf.cast(both, tf.float32) + bias
         split = PRIORS * 4
         boxes = inputs.shape[1] * inputs.shape[2] * PRIORS
+        # By row, column and prior: the order of anchors.priors.
         return (
             tf.reshape(both[..., split:], [-1, boxes, self.num_classes]),
             tf.reshape(both[..., :split], [-1, boxes, 4]),
@@ -272,4 +284,5 @@ class SegmentationHead(tf.keras.layers.Conv2D):
     """A SAME convolution with bias, of the segmentation head."""
 
     def __init__(self, filters: int, side: int, **options) -> None:
+        # Keras' own initialiser, Glorot's uniform, is the reference's here.
         super().__init__(filters, side, padding="same", **options)

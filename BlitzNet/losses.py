@@ -10,6 +10,7 @@ from typing import Callable, NamedTuple
 
 import tensorflow as tf
 
+# SSD's ratio, which the reference keeps.
 NEGATIVES = 3  # hard negatives per positive
 
 
@@ -26,6 +27,7 @@ class Ranks(NamedTuple):
 
     def gather(self, tensor: tf.Tensor) -> tf.Tensor:
         """The tensors of all ranks, [size, *shape]."""
+        # By a sum, since means are all that a Runtime offers.
         own = tf.one_hot(self.rank, self.size)
         shape = [self.size] + [1] * tensor.shape.rank
         return self.total(tf.reshape(own, shape) * tensor)
@@ -60,6 +62,7 @@ def hard_negatives(
     """
     # Entropies are positive: positives come last.
     everywhere = ranks.gather(
+        # Not every adapter's collectives have a gradient; none is needed.
         tf.stop_gradient(tf.where(positives > 0, -1.0, entropies))
     )
     # With P positives among A boxes, 3 P or A - P are never more than that.
@@ -99,6 +102,8 @@ def detection_losses(
     """
     positives = tf.cast(classes > 0, tf.float32)
     found = ranks.total(tf.reduce_sum(positives))
+    # The reference's cap, though A is one picture's boxes and the batch has
+    # more: with very many positives it falls below 0, and none is mined.
     mined = tf.minimum(NEGATIVES * found, confidence.shape[1] - found)
     entropies = cross_entropy(confidence, classes)
     negatives = hard_negatives(entropies, positives, mined, ranks)
@@ -108,6 +113,7 @@ def detection_losses(
     # The offsets of priors without an object may be infinite.
     distances = tf.where(positives > 0, distances, 0.0)
     considered = positives + negatives
+    # The reference counts one negative even where none is mined.
     counted = (found + tf.maximum(mined, 1.0)) / ranks.size
     return {
         "class": tf.reduce_sum(entropies * considered) * share,
@@ -141,6 +147,7 @@ def shares_of_guesses(
     hits = tf.reduce_sum(objects * positives)
     return {
         "accuracy": tf.reduce_sum(right * considered),
+        # 0 where there is nothing to count; the reference had NaN.
         "precision": tf.math.divide_no_nan(hits, tf.reduce_sum(objects)),
         "recall": tf.math.divide_no_nan(hits, tf.reduce_sum(positives)),
     }
@@ -160,6 +167,7 @@ def segmentation_loss(
       valid: [N, H, W], 1 where a pixel counts and 0 elsewhere.
       ranks: whose pixels are the batch.
     """
+    # A mean per rank would give pixels of sparsely labelled ranks more weight.
     counted = ranks.total(tf.reduce_sum(valid))
     total = tf.reduce_sum(cross_entropy(logits, labels) * valid)
     return total * (ranks.size / tf.maximum(counted, 1.0))

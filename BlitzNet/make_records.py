@@ -34,6 +34,7 @@ def main() -> None:
     reader = voc.Reader.of(values, FLAGS.sbd)
     parts, held_out = voc.parts_of(values)
     os.makedirs(FLAGS.output, exist_ok=True)
+    # Each once: voc12-val is both trained and evaluated on.
     for part in dict.fromkeys([*parts, held_out]):
         pairs = reader.read(part)
         path = os.path.join(FLAGS.output, part.records[0])

@@ -64,6 +64,7 @@ def match(
         return results
     near = boxes[:, 1::-1]
     own = np.concatenate([near, boxes[:, :1:-1] - near], 1)
+    # Without the pixel that VOC's devkit adds to sides: so the reference does.
     table = anchors.overlaps(
         tf.constant(own, tf.float32), tf.constant(objects.boxes)
     ).numpy()
@@ -73,7 +74,10 @@ def match(
     enough += [largest >= each - 1e-9 for each in COCO_OVERLAPS]
     for column, found in enumerate(enough):
         results[found & objects.difficult[best], column] = IGNORED
+        # COCO itself lets a second claim go on to the next free object: its
+        # own figures may be a little higher.
         claims = np.flatnonzero(found & ~objects.difficult[best])
+        # The first of each is the best, since boxes come by falling score.
         _, first = np.unique(best[claims], return_index=True)
         results[claims[first], column] = HIT
     return results
@@ -89,6 +93,7 @@ def precision_and_recall(
       results: [n], HIT, FALSE or IGNORED.
       objects: how many there are, without difficult ones.
     """
+    # Stable: equal scores keep the pictures' order for any number of ranks.
     order = np.argsort(-scores, kind="stable")
     order = order[results[order] != IGNORED]
     hits = np.cumsum(results[order] == HIT)
@@ -110,6 +115,8 @@ def average_precision(
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     if recalls is None:
         return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
+    # linspace's 0.3 is larger than 3 / 10, hence the margin. Recalls that are
+    # never reached find the 0 at the end.
     place = np.searchsorted(recall, recalls - 1e-12)
     return float(np.append(envelope, 0.0)[place].mean())
 

@@ -21,8 +21,10 @@ from BlitzNet.layers import (
 
 # Units and width of ResNet-50's blocks; widths in units of base_filters.
 TRUNK = ((3, 1), (4, 2), (6, 4), (3, 8))
+# As the reference's code has it, with 2048 channels; the paper says 512.
 EXTRA_UNITS, EXTRA_WIDTH = 2, 8  # of the blocks that go on down
 EXPANSION = 4  # output channels of a unit per channel of its 3x3
+# The reference knows 300 and 512 alone; what is smaller is built as 300 is.
 LARGE = 512  # pixels of side from which on there is an eighth block
 
 
@@ -59,6 +61,8 @@ class Architecture(NamedTuple):
 
     def map_sizes(self) -> list[int]:
         """Sides of the heads' maps, finest first; the last is pooled."""
+        # Halves are rounded up, as SAME padding does. The last block's map is
+        # left out: the way up starts from it, but no head reads it.
         side = -(-self.image_size // 2)
         sides = []
         for _ in range(self.blocks() - 1):
@@ -68,6 +72,7 @@ class Architecture(NamedTuple):
 
     def segmentation_scope(self) -> str:
         """Scope of the convolution that gives the segmentation's logits."""
+        # TF-Slim numbers scopes as they are made: one for each map, then this.
         return f"ssd/Conv_{len(self.map_sizes())}"
 
 
@@ -78,6 +83,7 @@ DEFAULT = Architecture()
 def define_flags() -> None:
     """Defines the flags that fix the network's variables."""
     whole = flags.DEFINE_integer
+    # The original's VGG16 finds no masks, and the port has left it out.
     flags.DEFINE_enum("trunk", "resnet50", ["resnet50"], "The only one.")
     whole("image_size", DEFAULT.image_size, "Side of inputs: 300, 512.", 64)
     flags.DEFINE_bool("x4", DEFAULT.x4, "Heads from stride 4 on, else 8.")
@@ -161,6 +167,8 @@ def _down(
     features = ConvolutionNorm(
         filters, 7, norm, 2, "VALID", name="resnet_v1_50.conv1"
     )(padded)
+    # SAME pads an even side behind only, as the reference does; Keras'
+    # ResNet50, whose weights load too, pads both sides.
     features = tf.keras.layers.MaxPool2D(3, 2, "same", name="pool1")(features)
     extra = [(EXTRA_UNITS, EXTRA_WIDTH)] * (architecture.blocks() - len(TRUNK))
     maps = []
@@ -186,6 +194,7 @@ def _up(
         features = ResizeTo(
             skip.shape[1], architecture.resize, name=f"{scope}.resize"
         )(features)
+        # The order matters to checkpoints: upsampled first, skip second.
         both = tf.keras.layers.Concatenate(name=f"{scope}.concat")(
             [features, skip]
         )
@@ -197,6 +206,7 @@ def _up(
             outputs["ssd.pool6"] = tf.keras.layers.GlobalAveragePooling2D(
                 name="ssd.pool6"
             )(features)
+        # A quarter is the reference's 128 of 512.
         features = _residual(scope, features, both, depth // 4, depth, norm)
         outputs[scope] = features
     pooled = tf.keras.layers.Reshape((1, 1, depth), name="ssd.pool6.map")(
@@ -219,6 +229,7 @@ def _detect(
             )
         both.append(head(features))
     return {
+        # Under a mixed policy the layer would round the logits to 16 bits.
         name: tf.keras.layers.Concatenate(1, dtype="float32", name=name)(parts)
         for name, parts in zip(("confidence", "location"), zip(*both))
     }
@@ -246,6 +257,7 @@ def _segment(
         3,
         name=architecture.segmentation_scope().replace("/", "."),
     )(tf.keras.layers.Concatenate(name="ssd.concat")(parts))
+    # A linear activation does nothing but end in float32 under any policy.
     return tf.keras.layers.Activation(
         "linear", dtype="float32", name="segmentation"
     )(logits)

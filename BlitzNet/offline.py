@@ -23,6 +23,7 @@ from common import npu_config
 from common.npu_config import UserError
 
 FLAGS = flags.FLAGS
+# The seed's names: the number of a picture in the list, from 0 on.
 STEM = "{:05d}"
 
 
@@ -52,6 +53,7 @@ class OfflineJudge(evaluate.Judge):
         architecture: Architecture,
         limits: detection.Limits,
     ) -> None:
+        # Without a network: of the judge's graphs only `compare` is traced.
         super().__init__(None, architecture, limits)
         self.folder = folder
         boxes, side = len(self.prior_boxes), architecture.map_sizes()[0]
@@ -75,6 +77,7 @@ class OfflineJudge(evaluate.Judge):
 
     def read(self) -> dict[str, tf.Tensor]:
         """The outputs for the next picture."""
+        # By a count: pictures have to come in order, and all to one rank.
         base = os.path.join(self.folder, STEM.format(self.number))
         self.number += 1
         return {
@@ -112,6 +115,7 @@ def write_inputs(values: dict[str, object], output: str) -> int:
     batches = dataset.evaluation_batches(pairs, values["image_size"])
     for number, batch in enumerate(batches):
         path = os.path.join(output, f"{STEM.format(number)}.bin")
+        # In [0, 1], since the exported graph multiplies by 255 itself.
         batch["image"].numpy().tofile(path)
     return len(pairs)
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 def _raw(variable: Any) -> tf.Variable:
     """The TensorFlow variable inside a Keras 3 variable."""
+    # `value` is a property in Keras 3 and a method of a tf.Variable.
     value = getattr(variable, "value", None)
     return variable if value is None or callable(value) else value
 
@@ -25,12 +26,17 @@ class FusedAdam(tf.keras.optimizers.Adam):
         self, gradient: tf.Tensor, variable: Any, learning_rate: tf.Tensor
     ) -> None:
         """Updates one variable and its two moments in place."""
+        # Private names of Keras 3: test_optimizer.py fails where a release
+        # changes them.
         index = self._get_variable_index(variable)
         dtype = gradient.dtype
+        # `iterations` counts the steps done; the powers are those of this one.
         step = tf.cast(_raw(self.iterations) + 1, dtype)
         beta_1, beta_2 = (
             tf.constant(beta, dtype) for beta in (self.beta_1, self.beta_2)
         )
+        # Keras and the kernel both add epsilon to the root of the uncorrected
+        # moment (epsilon hat in Adam's paper), so their numbers agree.
         tf.raw_ops.ResourceApplyAdam(
             var=_raw(variable).handle,
             m=_raw(self._momentums[index]).handle,

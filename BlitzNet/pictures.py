@@ -21,7 +21,10 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff")
 # What TensorFlow decodes itself; others are decoded once, at the start. Not
 # PNG: TensorFlow 2.6 prints a line for every one of them.
 GRAPH_FORMAT, GRAPH_MODES = "JPEG", ("L", "RGB")
+# The marker of a JPEG's end, which coded data cannot hold by chance, and how
+# many bytes are searched for it: our choice.
 JPEG_END, JPEG_TAIL = b"\xff\xd9", 4096  # cameras may write after it
+# Our choice; Pillow warns from 89 million on and refuses twice that.
 MAX_PIXELS = 100_000_000  # a larger picture is taken for a bomb
 JPEG, RAW, PACKED = 0, 1, 2  # how a picture's pixels are kept
 
@@ -76,6 +79,7 @@ def no_objects() -> Objects:
 def natural_key(name: str) -> list:
     """Sorts `2.png` before `10.png`."""
     parts = re.split(r"(\d+)", os.path.basename(name))
+    # Text and numbers alternate, so that like is compared with like.
     return [int(part) if part.isdigit() else part for part in parts]
 
 
@@ -110,6 +114,7 @@ def open_picture(
             with Image.open(source or path) as image:
                 if decode:
                     image.load()
+                # Closed now: undecoded it knows but its size, mode and format.
                 return image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UserError(
@@ -150,6 +155,7 @@ def read_ids(
     path: str, size: tuple[int, int], source: object = None
 ) -> np.ndarray:
     """Ids [h, w] uint8 of a picture of `size`: grey or palette indices."""
+    # No conversion by mode: it would turn a palette's ids into grey.
     ids = np.asarray(open_picture(path, source=source))
     if ids.ndim == 3 and ids.shape[-1] in (2, 4):
         ids = ids[..., :-1]  # the last channel says how opaque a pixel is

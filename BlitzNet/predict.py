@@ -37,6 +37,7 @@ def define_flags() -> None:
     flags.DEFINE_float(
         "min_score", evaluate.SHOWN_SCORE, "Least score of a box.", 0.0, 1.0
     )
+    # So the reference's demo calls it.
     flags.DEFINE_alias("eval_min_conf", "min_score")
     for name in ("run", "input", "output"):
         flags.mark_flag_as_required(name)

@@ -46,11 +46,15 @@ class Recorder:
 
     def record(self, step: int) -> None:
         """Logs the window of steps that ends with `step`."""
+        # In this order: reading the losses waits for the device, closing the
+        # window does not.
         terms = progress.mean_terms(step, self.window)
         seconds = self.clock.close_window()
         self.window = []
         values = {
             **terms,
+            # The next step's: optimisers count from 0. In the port's log it is
+            # -log10 of the rate.
             "learning_rate": float(self.schedule(step)),
             "images_per_second": self.pictures_per_step() / seconds,
             "seconds_per_step": seconds,
@@ -85,6 +89,7 @@ class Recorder:
             if metric > float(self.checkpoints.best):
                 self.checkpoints.best.assign(metric)
                 self.checkpoints.save_best(step)
+                # What the other scripts load: either Keras can read it.
                 best = os.path.join(self.path, "best", "weights.npz")
                 weights.save_npz(self.network, best)
         self.clock.restart()

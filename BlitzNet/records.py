@@ -17,8 +17,11 @@ from BlitzNet.augment import UNLABELLED
 from BlitzNet.pictures import Objects, Picture
 from common.npu_config import UserError
 
+# TFRecord's framing: the length and its checksum, then the content's.
 RECORD_HEAD, RECORD_TAIL = 12, 4  # bytes around the content of a record
+# Our choice: above float32's rounding, below a pixel of a VOC picture.
 ROUNDING = 1e-3  # by how much a box may leave the picture
+# In the order of the corners that pictures.check_boxes takes.
 BOX = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -39,6 +42,8 @@ def read(path: str, num_classes: int, ignore_label: int) -> list[Picture]:
                     ignore_label,
                 )
             )
+            # TFRecordDataset does not tell where it is. It refuses compressed
+            # files here, of which this would not hold.
             offset += RECORD_HEAD + len(content) + RECORD_TAIL
     except tf.errors.OpError as error:
         raise UserError(
@@ -65,6 +70,7 @@ def _parse(
             features[f"image/{side}"].int64_list.value[0]
             for side in ("height", "width")
         )
+        # IndexError where it is missing: protobuf's map makes features up.
         encoded = features["image/encoded"].bytes_list.value[0]
     except Exception as error:  # protobuf's own, in each of its versions
         raise UserError(
@@ -77,6 +83,7 @@ def _parse(
     return Picture(
         os.path.splitext(stem)[0] or f"{os.path.basename(path)}-{offset}",
         path,
+        # Should a copy come earlier in the record, it has the same bytes.
         (offset + content.find(encoded), len(encoded)),
         kind,
         b"",
@@ -88,6 +95,7 @@ def _parse(
 
 def _kind(where: str, encoded: bytes, size: tuple[int, int]) -> int:
     """How a record holds its picture of `size`: RAW or JPEG."""
+    # The port's reader knows no image/format: only the length tells.
     if len(encoded) == 3 * np.prod(size):
         return pictures.RAW
     image = pictures.open_picture(where, source=io.BytesIO(encoded))
@@ -174,6 +182,7 @@ def _jpeg(pair: Picture) -> bytes:
             return file.read(pair.span[1])
     file = io.BytesIO()
     pixels = pictures.read_picture(pair.path)
+    # Pillow advises against more than 95.
     Image.fromarray(pixels).save(file, "JPEG", quality=95)
     return file.getvalue()
 

@@ -17,6 +17,7 @@ CHECKPOINT = "resnet50_full.ckpt"  # where the seed looks for it: in a folder
 # What a damaged HDF5 file can raise.
 UNREADABLE = (OSError, ValueError, KeyError, IndexError, TypeError)
 KERAS_UNITS = {"0": "shortcut", "1": "conv1", "2": "conv2", "3": "conv3"}
+# Tells files apart: a TF1 checkpoint may be a single file as well.
 HDF5_START = b"\x89HDF\r\n\x1a\n"
 
 
@@ -42,11 +43,13 @@ def _read_keras(path: str) -> dict[str, np.ndarray]:
 
     values, biases = {}, {}
     with h5py.File(path, "r") as archive:
+        # Whole models keep their weights a level deeper than weight files.
         root = archive.get("model_weights", archive)
         for name, group in root.items():
             kind = name.rsplit("_", 1)[-1]
             if not name.startswith("conv") or kind not in ("conv", "bn"):
                 continue
+            # In the attribute's order: the group would sort them by name.
             arrays = [
                 np.asarray(group[each], np.float32)
                 for each in group.attrs["weight_names"]

@@ -41,6 +41,7 @@ UNREADABLE = (
 
 def write_json(path: str, value: object) -> None:
     """Writes JSON; a reader sees the old file or the whole new one."""
+    # In the same folder: renaming is atomic within one file system only.
     with tempfile.NamedTemporaryFile(
         "w", dir=os.path.dirname(path), suffix=".part", delete=False
     ) as file:
@@ -210,9 +211,13 @@ class Checkpoints:
         optimizer: tf.keras.optimizers.Optimizer,
     ) -> None:
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        # Below any figure, so that the first evaluation is the best so far.
         self.best = tf.Variable(-1.0, dtype=tf.float32, trainable=False)
         self.network, self.optimizer = network, optimizer
+        # These are a checkpoint's keys: with other names no old run resumes.
         weights = {"model": network, "step": self.step, "best": self.best}
+        # prepare_optimizer has made the slots: restoring fills what is there,
+        # and assert_consumed would fail on the rest.
         self.checkpoint = tf.train.Checkpoint(optimizer=optimizer, **weights)
         self.latest = tf.train.CheckpointManager(
             self.checkpoint, os.path.join(path, "ckpt"), max_to_keep=keep
@@ -233,6 +238,7 @@ class Checkpoints:
         """Restores the newest readable checkpoint, if there is any."""
         known = self.latest.checkpoints[::-1]
         for path in known:
+            # A try that fails may have set variables; the next one sets all.
             try:
                 # Without the assertion a checkpoint of the other Keras would
                 # restore nothing and say nothing.

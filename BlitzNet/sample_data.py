@@ -21,6 +21,7 @@ from BlitzNet.launch import launch
 
 FLAGS = flags.FLAGS
 CLASSES = ("disc", "square", "triangle", "star", "cross", "ring")
+# All of these are our own choice: the scenes follow no benchmark.
 MOST_OBJECTS = 6  # of a picture
 SIDES = (0.16, 0.62)  # of objects, shares of the picture's shorter side
 LEAST_VISIBLE = 0.45  # share of a shape that others may leave
@@ -67,6 +68,7 @@ def draw_shape(
 ) -> np.ndarray:
     """Where one shape of random size, place and turn lies, [h, w] bool."""
     shorter = min(height, width)
+    # Evenly in the logarithm: as many small objects as large ones.
     radius = 0.5 * shorter * np.exp(rng.uniform(*np.log(SIDES)))
     centre = radius + rng.uniform(size=2) * ([width, height] - 2 * radius)
     turn = np.deg2rad(rng.uniform(-LARGEST_TURN, LARGEST_TURN))
@@ -87,6 +89,7 @@ def paint(rng: np.random.RandomState, height: int, width: int) -> np.ndarray:
     colour = rng.randint(20, 236, 3)
     coarse = colour + rng.randint(-50, 51, (cells, cells, 3))
     coarse = Image.fromarray(np.clip(coarse, 0, 255).astype(np.uint8))
+    # 2 is bilinear in every Pillow; the constant's name has moved.
     return np.asarray(coarse.resize((width, height), 2), np.float32)
 
 
@@ -104,6 +107,7 @@ def draw_scene(rng: np.random.RandomState, height: int, width: int) -> Scene:
             if (left[1:-1] >= LEAST_VISIBLE * np.array(areas)).all():
                 break
         else:
+            # A full picture gets fewer, never none: the first one fits.
             continue
         owner = after
         names.append(name)
@@ -189,6 +193,7 @@ def draw(
     seed: int = 0,
 ) -> None:
     """Draws `count` pictures to train on and a quarter as many to test."""
+    # NumPy keeps this generator's numbers the same in all versions.
     rng = np.random.RandomState(seed)
     writer = Writer(output, CLASSES)
     for split, number in (("train", count), ("val", max(count // 4, 2))):

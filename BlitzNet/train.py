@@ -43,6 +43,7 @@ FLAGS = flags.FLAGS
 MODEL = "BlitzNet"
 VERSION = "1.0.0"
 # Flags that fix the network and the data it sees within one run.
+# The seed too: a resumed stream would go on in another order.
 SHAPE_FLAGS = (*Architecture._fields, "freeze_batch_norm", "seed")
 # Where the seed looks for ImageNet's weights: beside the data.
 WEIGHTS_FOLDER = "Weights_imagenet"
@@ -81,6 +82,8 @@ def define_flags() -> None:
     text("init_checkpoint", None, "npz, TF1 prefix or run to start from.")
     text("weights_path", "auto", "ImageNet's ResNet-50; see README.")
     flags.DEFINE_bool("random_trunk_init", False, "Do without weights_path.")
+    # The seed's recipe for VOC 2012. VOC 2007 and 2012 together had 65000
+    # steps and --lr_decay=40000,50000.
     whole("train_steps", 40000, "Steps in all, resumed ones included.", 0)
     whole("batch_size", 32, "Pictures per rank and step.", 1)
     flags.DEFINE_enum(
@@ -95,6 +98,7 @@ def define_flags() -> None:
     )
     whole("warmup_step", 0, "Last step at warmup_lr; the first is 0.", 0)
     real("warmup_lr", 1e-5, "Rate of the first steps, if piecewise.", 0.0)
+    # As reference and port have it in their code; the paper says 5e-4.
     real("weight_decay", 5e-5, "L2 on all kernels.", 0.0)
     real("bn_decay", 0.9, "Of batch norm's moving statistics.", 0.0, 1.0)
     flags.DEFINE_bool("freeze_batch_norm", False, "Do not train batch norm.")
@@ -129,6 +133,7 @@ def define_flags() -> None:
     whole("limit_eval", 0, "The same for evaluation.", 0)
     for alias, name in (
         ("data_dir", "data_path"),
+        # The port's README has obs_dir where its code reads data_dir.
         ("obs_dir", "data_path"),
         ("result_dir", "output_path"),
         ("max_iterations", "train_steps"),
@@ -369,6 +374,7 @@ def train(runtime: npu_config.Runtime, path: str) -> None:
     batches = iter(training_stream(runtime, seen, first))
     stop_softly()
     recorder.clock.restart()
+    # The reference counts from 0 to its last step: it makes one step more.
     for step in range(first + 1, FLAGS.train_steps + 1):
         recorder.step_done(train_step(next(batches)))
         # Every rank comes to the same answers here, or they would part.
@@ -379,11 +385,13 @@ def train(runtime: npu_config.Runtime, path: str) -> None:
             step == FLAGS.train_steps
             or (FLAGS.eval_every and step % FLAGS.eval_every == 0)
         )
+        # Before other work, so that the window holds nothing but training.
         if evaluating or saving or step % FLAGS.log_every == 0:
             recorder.record(step)
         # Whoever stops us may not wait for an evaluation.
         if evaluating and not stopping:
             recorder.evaluate(step, evaluation_data)
+        # After the evaluation, so that the checkpoint holds its figure.
         if saving:
             recorder.save(step)
         if stopping:

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from BlitzNet.augment import UNLABELLED
 
 PICTURE_SHARE, COLOUR_SHARE = 130 / 255, 125 / 255  # as the reference has it
+# The looks from here on are our own; the reference's boxes are 5 wide.
 BOX_WIDTH = 3  # pixels
 CURVE_COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44))
 GAP = 4  # pixels between the tiles of a contact sheet
@@ -69,6 +70,7 @@ def draw_boxes(
     for number in range(len(boxes))[::-1]:
         colour = tuple(map(int, colours[classes[number]]))
         top, left, bottom, right = boxes[number] * ([height, width] * 2)
+        # Pillow's rectangles include their last row and column.
         corners = (left, top, max(right - 1, left), max(bottom - 1, top))
         pen.rectangle(corners, outline=colour, width=BOX_WIDTH)
         text = names[classes[number]]

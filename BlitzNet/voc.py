@@ -17,14 +17,17 @@ from BlitzNet import pictures, progress, records
 from BlitzNet.pictures import Objects, Picture
 from common.npu_config import UserError
 
+# In VOC's order, which fixes the ids in masks and in checkpoints.
 CLASSES = (
     "background aeroplane bicycle bird boat bottle bus car cat chair cow "
     "diningtable dog horse motorbike person pottedplant sheep sofa train "
     "tvmonitor"
 ).split()
 CLASSES_FILE = "classes.txt"  # of one's own data: a name per line
+# Our choice; annotations and masks are read in full in any case.
 CHECKED_PICTURES = 32  # pictures that are decoded unless all are asked for
 READERS = 4  # threads; Pillow lets go of Python's lock while it decodes
+# The first counts: VOC's own masks have void borders, SBD's have none.
 MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")
 SBD_LISTS = ("train.txt", "val.txt")
 LAYOUT_HELP = (
@@ -52,6 +55,7 @@ class Part(NamedTuple):
 def _part(year: str, split: str, segmented: bool = False) -> Part:
     """A list of the devkit, with all names that its TFRecord has had."""
     short = f"voc{year[-2:]}"
+    # The reference writes hyphens but reads underscores; -seg is the port's.
     names = [f"{short}-{split}", f"{short}_{split}"]
     kinds = ("Main",)
     if segmented:
@@ -63,9 +67,11 @@ def _part(year: str, split: str, segmented: bool = False) -> Part:
 
 
 VOC07, VOC12 = "VOC2007", "VOC2012"
+# The seed's figures are on the 1449 pictures of VAL_SEG, not on val's 5823.
 TRAIN_AUG, VAL_SEG = _part(VOC12, "train", True), _part(VOC12, "val", True)
 TEST_07 = _part(VOC07, "test")
 # Parts to train on, and the part to evaluate on.
+# They have the reference's names; its choices with COCO are left out.
 DATASETS = {
     "voc07": ([_part(VOC07, "trainval")], TEST_07),
     "voc12-train": ([TRAIN_AUG], VAL_SEG),
@@ -104,6 +110,7 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "classes", None, "Names but for background; none: see README."
     )
+    # Class ids are bytes, and one value stays free to be ignored.
     whole("num_classes", None, "Classes of the labels.", 2, 255)
     whole("ignore_label", 255, "Label value that does not count.")
 
@@ -149,6 +156,7 @@ def class_names(
 
 def _root(data_path: str, part: Part) -> Optional[str]:
     """The folder with JPEGImages of a part, if there is one."""
+    # The seed's scripts look into Datasets/ of their data_path.
     for place in (("VOCdevkit",), (), ("Datasets", "VOCdevkit")):
         root = os.path.join(data_path, *place, part.year)
         if os.path.isdir(os.path.join(root, "JPEGImages")):
@@ -335,6 +343,7 @@ def read_annotation(
     height, width = size
     corners = np.array([box for _, box, _ in objects])
     pictures.check_boxes(path, corners, (width, height))
+    # VOC counts from 1 and includes the end; the reference adjusts neither.
     boxes = np.concatenate(
         [corners[:, :2], corners[:, 2:] - corners[:, :2]], 1
     )
@@ -392,12 +401,15 @@ def augmented_list(sets: str, sbd: str) -> list[str]:
                 "cls/, train.txt and val.txt"
             )
         more.update(read_list(path))
+    # 10582 pictures with the published lists. Sorted, because a set's order
+    # changes from run to run.
     return own + sorted(more - set(own) - set(held_out))
 
 
 def read_sbd(path: str) -> np.ndarray:
     """Class ids [h, w] uint8 of a .mat file of SBD."""
     try:
+        # loadmat keeps the fields' order: boundaries, segmentation, classes.
         return scipy.io.loadmat(path)["GTcls"][0][0][1].astype(np.uint8)
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise UserError(

@@ -53,6 +53,7 @@ UNREADABLE = (
 def named_variables(network: tf.keras.Model) -> dict[str, tf.Variable]:
     """The network's variables by TF1 name, such as `ssd/Conv_7/weights`."""
     named = {}
+    # By attribute, since Keras 2 and 3 name variables in different ways.
     for layer in network.layers:
         scope = layer.name.replace(".", "/")
         if isinstance(layer, ConvolutionNorm):
@@ -63,6 +64,7 @@ def named_variables(network: tf.keras.Model) -> dict[str, tf.Variable]:
                 named[f"{scope}/{name}"] = getattr(layer, attribute)
         elif isinstance(layer, DetectionHead):
             for head in ("location", "confidence"):
+                # The map's own scope follows: ssd/location/ssd/pool6.
                 place = scope.replace(DETECTION, f"ssd/{head}")
                 for attribute, name in NAMES_OF_BIAS.items():
                     variable = getattr(layer, f"{head}_{attribute}")
@@ -142,6 +144,7 @@ def load(
     given = {name: value.shape for name, value in values.items()}
     left = []
     if new_classifier:
+        # Only shapes can tell: as many other classes go unnoticed.
         left = [
             name
             for name in class_names_of(network)
@@ -197,6 +200,7 @@ def _remedy(given: dict[str, tuple]) -> str:
     if not any(name.startswith(("ssd/", "ssd_back/")) for name in given):
         return "it holds the trunk alone: give it as --weights_path"
     flags = ["--x4" if any("block_rev1/" in n for n in given) else "--nox4"]
+    # A size leaves no trace in weights but for the eighth block.
     large = any("block8/" in name for name in given)
     flags.append(f"--image_size={512 if large else 300}")
     heads = [name for name in given if name.startswith("ssd/confidence/")]
@@ -271,6 +275,7 @@ def save_tf1(network: tf.keras.Model, prefix: str, step: int) -> None:
     # The raw op writes exactly these names; tf.train.Checkpoint would wrap
     # them in paths of Python attributes.
     named = named_variables(network)
+    # Without Adam's slots: the reference can evaluate it, but not resume.
     names = [*named, "global_step"]
     tensors = [tf.convert_to_tensor(variable) for variable in named.values()]
     tf.raw_ops.SaveV2(

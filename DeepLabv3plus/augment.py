@@ -13,6 +13,7 @@ from DeepLabv3plus.layers import resize_bilinear, resize_nearest
 
 MEAN_PIXEL = 127.5  # zero to the network, as the padding of convolutions is
 MIRROR_SHARE = 0.5
+# Which draw serves what is part of what a seed means: append new ones.
 DRAWS = 4  # random numbers that a sample uses
 
 
@@ -23,6 +24,7 @@ class Recipe(NamedTuple):
     height: int
     width: int
     ignore_label: int
+    # The defaults are the reference's for VOC, where the last three are off.
     min_scale: float = 0.5
     max_scale: float = 2.0
     scale_step: float = 0.25
@@ -57,9 +59,11 @@ def range_size(size: tf.Tensor, recipe: Recipe) -> tf.Tensor:
         return size
     sides = tf.cast(size, tf.float32)
     factor, limit = recipe.resize_factor, recipe.max_resize
+    # Cut down as in the reference, so that rounding may cost a side a pixel.
     resized = scaled_size(size, recipe.min_resize / tf.reduce_min(sides))
     if limit:
         if factor:
+            # Lowered first, or the raising of sides below could exceed it.
             limit -= (limit - 1) % factor
         smaller = scaled_size(size, limit / tf.reduce_max(sides))
         too_long = tf.reduce_max(resized) > limit
@@ -76,6 +80,7 @@ def random_scale(draw: tf.Tensor, recipe: Recipe) -> tf.Tensor:
         return low + (high - low) * draw
     scales = tf.linspace(low, high, int((high - low) / step + 1))
     count = tf.cast(tf.size(scales), tf.float32)
+    # A draw stays 2**-23 below 1, so that no product rounds up to the count.
     return tf.cast(
         tf.gather(scales, tf.cast(draw * count, tf.int32)), "float32"
     )
@@ -106,6 +111,7 @@ def finish_sample(
     """
     return {
         "image": image,
+        # The loss looks class weights up by it, and tf.gather takes no 255.
         "label": tf.cast(label * valid, tf.int32)[..., 0],
         "valid": tf.cast(valid, tf.float32)[..., 0],
     }
@@ -133,9 +139,12 @@ def augment(
     if recipe.kind == "reference":
         size = scaled_size(size, random_scale(draws[0], recipe))
         image, label = resize_image(image, size), resize_ids(label, size)
+    # Scaled whole and cropped after, as in the reference: with corners on
+    # corners, scaling a crop alone would give other pixels.
     crop = (recipe.height, recipe.width)
     valid = counted(label, recipe.ignore_label)
     image = pad(image, *crop, MEAN_PIXEL)
+    # The reference pads with ignore_label, but no byte can be -1.
     label, valid = pad(label, *crop, 0), pad(valid, *crop, 0)
     room = tf.cast(tf.shape(image)[:2] - crop + 1, tf.float32)
     top, left = tf.unstack(tf.cast(draws[1:3] * room, tf.int32))

@@ -22,6 +22,7 @@ from DeepLabv3plus import layouts, pictures, progress
 from DeepLabv3plus.launch import launch
 
 FLAGS = flags.FLAGS
+# The reference's number; any other is read as well.
 SHARDS = 4
 
 
@@ -39,10 +40,12 @@ def example(source: layouts.Source) -> tf.train.Example:
     """The record of a picture; raises UserError where the label misfits."""
     with open(source.name, "rb") as file:
         content = file.read()
+    # Decoded too: a damaged picture would stop whoever reads the records.
     height, width, _ = pictures.read_picture(source.name).shape
     # Without the palette, as the reference's tool expects its labels.
     label = pictures.read_ids(source.label, (height, width))
     stem, extension = os.path.splitext(os.path.basename(source.name))
+    # The schema knows these two; readers look at the first bytes instead.
     kind = "png" if extension.lower() == ".png" else "jpeg"
     features = {
         "image/encoded": content,
@@ -79,6 +82,7 @@ def write_split(
     """Writes the shards of a split, in the order of its list."""
     length = -(-len(sources) // SHARDS)
     watched = progress.watched(sources, len(sources), f"writing {split}")
+    # Of fewer pictures than shards the last ones are empty, which is legal.
     for shard in range(SHARDS):
         name = f"{split}-{shard:05d}-of-{SHARDS:05d}.tfrecord"
         with tf.io.TFRecordWriter(os.path.join(output, name)) as writer:

@@ -25,6 +25,7 @@ from DeepLabv3plus.layouts import LISTS, PICTURES
 FLAGS = flags.FLAGS
 SPLITS = ("train", "val", "test")
 LABELS = "SegmentationClass"
+# VOC's value, which is also train.py's default of --ignore_label.
 VOID = 255
 # Of SegNet's ids, which come without names; what follows them is Void.
 SEGNET_NAMES = (
@@ -56,6 +57,7 @@ def read_colours(path: str) -> tuple[list[str], dict[int, int]]:
 
 def from_colours(path: str, ids: dict[int, int]) -> np.ndarray:
     """Class ids [h, w] of a coloured label."""
+    # As bytes, red and green would be shifted out of their range.
     picture = pictures.read_picture(path).astype(np.int32)
     red, green, blue = np.moveaxis(picture, 2, 0)
     packed = red << 16 | green << 8 | blue
@@ -110,6 +112,7 @@ def convert_split(
     names = pictures.list_pictures(folder)
     for name in progress.watched(names, len(names), f"writing {split}"):
         stem = os.path.splitext(os.path.basename(name))[0]
+        # PNGs stay PNGs: JPEGImages/ may hold any kind of picture here.
         shutil.copyfile(
             name, os.path.join(output, PICTURES, os.path.basename(name))
         )

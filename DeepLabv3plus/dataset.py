@@ -15,6 +15,8 @@ from DeepLabv3plus import augment
 from DeepLabv3plus.pictures import JPEG_START, Picture
 
 LAST_EPOCH = 2**31  # a stream ends with the training loop, not by itself
+# Our own bounds, against slips of the keyboard; both are 16 k + 1, the sides
+# at which corners stay on corners through all strides.
 MIN_SIDE, MAX_SIDE = 33, 4097  # pixels of a crop
 
 
@@ -62,6 +64,7 @@ def index_stream(
     """
 
     def epoch_order(epoch):
+        # Not Dataset.shuffle, whose state a resumed run would not find again.
         keys = tf.random.stateless_uniform([count], [seed, epoch])
         positions = epoch * count + tf.range(count, dtype=tf.int64)
         order = tf.cast(tf.argsort(keys), tf.int64)
@@ -69,6 +72,7 @@ def index_stream(
 
     # Only integers are skipped: no picture is read to be thrown away.
     epochs = tf.data.Dataset.range(start // count, LAST_EPOCH)
+    # Dealt out last, since `start` counts the samples of all ranks.
     return epochs.flat_map(epoch_order).skip(start % count).shard(size, rank)
 
 
@@ -76,6 +80,8 @@ class Files:
     """The pictures of a data set as graph tensors, decoded when asked for."""
 
     def __init__(self, pairs: Sequence[Picture]) -> None:
+        # What is made here is an input of the graphs that use it; made inside
+        # a mapped function it would count towards GraphDef's limit of 2 GB.
         self.names = tf.constant([pair.name for pair in pairs])
         self.contents = tf.constant([pair.content for pair in pairs])
         self.labels = tf.constant([pair.label for pair in pairs])
@@ -140,11 +146,13 @@ def training_batches(
         sample = augment.augment(*files.read(index), recipe, key)
         # Dropout is drawn here, by position too: the network has no state of
         # its own that a resumed run would have to find again.
+        # By the key turned round, or it would begin with augment's draws.
         keep = tf.random.stateless_uniform(mask_shape, key[::-1]) >= dropout
         sample["dropout_mask"] = tf.cast(keep, tf.uint8)
         return sample
 
     stream = index_stream(len(pairs), seed, start, rank, size)
+    # In order, whichever thread is ready first: positions make the steps.
     data = stream.map(load, tf.data.AUTOTUNE, deterministic=True)
     data = data.batch(batch_size, drop_remainder=True)
     return data.prefetch(tf.data.AUTOTUNE).with_options(data_options())

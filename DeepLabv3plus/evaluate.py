@@ -33,6 +33,7 @@ from DeepLabv3plus.model import create_model, shape_of
 from DeepLabv3plus.segment import Plan, Segmenter
 
 FLAGS = flags.FLAGS
+# VOC's headline figure: chooses best/, and is ModelZoo's TrainAccuracy.
 METRIC = "mean_iou"
 SHEET_ROWS = 6  # pictures on a contact sheet
 # What the command line may change of what the run was trained with.
@@ -131,6 +132,7 @@ def evaluate(
     # Means of sums keep every ratio, so each rank gets the whole table.
     names = sorted(sums)
     if runtime.size > 1:
+        # Each rank has added up in float64, which an NPU cannot reduce.
         reduced = runtime.all_reduce(
             [tf.constant(sums[name], tf.float32) for name in names]
         )
@@ -193,6 +195,7 @@ def class_names(values: dict[str, object]) -> tuple[str, ...]:
 def restore(run: str) -> tuple[dict[str, object], tf.keras.Model]:
     """The flags and the network of a run, best weights."""
     values = run_folder.read_flags(run)
+    # Whether batch norm was trained makes a difference in training alone.
     network, _ = create_model(shape_of(values), BatchNorm())
     weights.load(network, run)
     return values, network
@@ -234,6 +237,8 @@ def main() -> None:
     runtime = npu_config.setup()
     print(runtime.describe())
     values, network = restore(FLAGS.run)
+    # Even where it is not given: a limit that kept training short should not
+    # pass for the figure of the whole split.
     values.update(limit_eval=FLAGS.limit_eval)
     given = {name: FLAGS[name].value for name in CHANGEABLE}
     values.update({name: value for name, value in given.items() if value})

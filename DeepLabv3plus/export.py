@@ -13,6 +13,8 @@ from typing import Callable, Optional
 import numpy as np
 import tensorflow as tf
 from absl import flags
+
+# No public name freezes a function; this one does from TF 2.6 to 2.21.
 from tensorflow.python.framework.convert_to_constants import (
     convert_variables_to_constants_v2,
 )
@@ -30,6 +32,7 @@ FLAGS = flags.FLAGS
 # The seed's node names.
 IMAGE, CLASSES = "ImageTensor", "SemanticPredictions"
 PROBABILITIES = "SemanticProbabilities"
+# Our own bound, above what another order of summing costs.
 TOLERANCE = 1e-5  # largest difference of a probability
 ONNX_PACKAGES = ("tf2onnx", "onnxruntime")
 
@@ -57,6 +60,8 @@ class Live:
     def __init__(self, run: str, batch_size: int, crop: Optional[str]) -> None:
         values = run_folder.read_flags(run)
         crop = crop or values["eval_crop_size"] or values["train_crop_size"]
+        # One size for pictures and crop, where the reference's graph pads: atc
+        # wants static shapes.
         self.size = dataset.parse_size(crop, "crop_size")
         self.network, _ = create_model(
             shape_of(values), BatchNorm(), input_size=self.size
@@ -83,10 +88,13 @@ class Live:
 
     def segment(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         """Pictures in 0..255 to class ids and probabilities."""
+        # Scaling to -1..1 is in the network: no caller can forget it.
         logits = self.network(tf.cast(images, tf.float32), training=False)
         probabilities = tf.nn.softmax(resize_bilinear(logits, self.size))
+        # The seed's type; argmax alone would give int64.
         classes = tf.argmax(probabilities, -1, output_type=tf.int32)
         return {
+            # atc and others find the outputs by the names of these nodes.
             CLASSES: tf.identity(classes, name=CLASSES),
             PROBABILITIES: tf.identity(probabilities, name=PROBABILITIES),
         }
@@ -95,6 +103,7 @@ class Live:
 def export_savedmodel(live: Live, output: str) -> np.ndarray:
     """SavedModel for any batch size."""
     path = os.path.join(output, "saved_model")
+    # What is no attribute of the module would not be saved with it.
     module = tf.Module()
     module.network = live.network
     module.serve = live.serve
@@ -136,6 +145,8 @@ def export_tflite(live: Live, output: str) -> np.ndarray:
     content = converter.convert()
     with open(os.path.join(output, "deeplabv3plus.tflite"), "wb") as file:
         file.write(content)
+    # Its successor ai_edge_litert is a package of its own; TensorFlow has this
+    # one up to 2.21 at least.
     interpreter = tf.lite.Interpreter(model_content=content)
     interpreter.allocate_tensors()
     (feed,) = interpreter.get_input_details()
@@ -161,6 +172,7 @@ def export_onnx(live: Live, output: str) -> np.ndarray:
         live.graph_def,
         input_names=[f"{IMAGE}:0"],
         output_names=[f"{CLASSES}:0", f"{PROBABILITIES}:0"],
+        # tf2onnx is tested from 14 to 18; old runtimes take the low ones.
         opset=15,
     )
     constants = {each.name: each for each in model.graph.initializer}

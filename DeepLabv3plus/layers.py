@@ -44,9 +44,12 @@ def resize_bilinear(images: tf.Tensor, size: Sequence) -> tf.Tensor:
     known = not tf.is_tensor(size) and not any(map(tf.is_tensor, size))
     if known and tuple(images.shape[1:3]) == tuple(size):
         return images
+    # tf.image.resize, like Keras' layers, puts centres on centres instead:
+    # upsampled logits would be off by a quarter of their maximum.
     resized = tf.raw_ops.ResizeBilinear(
         images=images, size=size, align_corners=True
     )
+    # The op gives float32 whatever it takes.
     return tf.cast(resized, images.dtype)
 
 
@@ -65,6 +68,7 @@ class OwnPrecision(tf.keras.layers.Layer):
     """
 
     def __init__(self, **options) -> None:
+        # With autocast Keras would cast what comes in to float32 as well.
         super().__init__(dtype="float32", autocast=False, **options)
 
 
@@ -74,6 +78,7 @@ class Normalize(OwnPrecision):
     def call(self, images: tf.Tensor) -> tf.Tensor:
         """[N, H, W, 3] to [N, H, W, 3]."""
         policy = tf.keras.mixed_precision.global_policy()
+        # The reference's formula: padding of 127.5 becomes exactly 0.
         return tf.cast((2.0 / 255.0) * images - 1.0, policy.compute_dtype)
 
     def compute_output_shape(self, input_shape: Sequence) -> tuple:
@@ -94,6 +99,8 @@ class BatchNorm(NamedTuple):
     """
 
     trained: bool = False
+    # The reference's: statistics follow over some 3300 steps, which is too
+    # slow for short runs from random weights.
     decay: float = 0.9997
     reduce: Optional[Reduce] = None
     ranks: int = 1
@@ -182,6 +189,8 @@ class Convolution(OwnPrecision):
             features = self._normalize(self._convolve(features, kernel))
             features = features if skip is None else features + skip
         else:
+            # Frozen ones get here whatever `training` says: in Keras 3 a whole
+            # model's value replaces the one that its layers were built with.
             gamma, beta, mean, variance = map(
                 tf.convert_to_tensor,
                 (
@@ -208,6 +217,8 @@ class Convolution(OwnPrecision):
         """The bare convolution, in the precision of the features."""
         kernel = tf.cast(kernel, features.dtype)
         padding = "SAME"
+        # TensorFlow refuses strides together with holes, and no network here
+        # has both, so that the border needs no rate.
         if self.strides > 1 and self.side > 1 and not self.same:
             border = [self.side // 2] * 2
             features = tf.pad(features, [[0, 0], border, border, [0, 0]])
@@ -227,6 +238,8 @@ class Convolution(OwnPrecision):
     def _normalize(self, features: tf.Tensor) -> tf.Tensor:
         """Batch norm by the batch's statistics, which are collected."""
         if self.norm.reduce is None:
+            # TF1's kernel: it collects the reference's variance, and Keras 3
+            # has many small ops in its place.
             features, mean, variance = tf.compat.v1.nn.fused_batch_norm(
                 features,
                 tf.convert_to_tensor(self.gamma),
@@ -302,6 +315,8 @@ class GlobalMean(OwnPrecision):
     def call(self, features: tf.Tensor) -> tf.Tensor:
         """[N, h, w, c] to [N, 1, 1, c]."""
         wide = tf.cast(features, tf.float32)
+        # The reference pools over its crop, which is the same for pictures of
+        # that size; eight bits of bfloat16 are too few for such a sum.
         mean = tf.reduce_mean(wide, [1, 2], keepdims=True)
         return tf.cast(mean, features.dtype)
 
@@ -348,6 +363,8 @@ class Classifier(OwnPrecision):
     def call(self, features: tf.Tensor) -> tf.Tensor:
         """[N, h, w, c] to [N, h, w, classes]."""
         kernel = tf.cast(tf.convert_to_tensor(self.kernel), features.dtype)
+        # In the precision of the features, which is faster; what follows, the
+        # bias and the losses, is float32.
         logits = tf.nn.conv2d(features, kernel, 1, "SAME")
         bias = tf.convert_to_tensor(self.bias)
         return tf.cast(logits, tf.float32) + bias

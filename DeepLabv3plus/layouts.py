@@ -22,6 +22,7 @@ VOC_ROOTS = ("", "VOC2012", os.path.join("VOCdevkit", "VOC2012"))
 RECORD_ROOTS = ("", "tfrecord")
 # What is read of the reference's schema; build_tfrecords.py writes the rest.
 RECORD_FEATURES = {
+    # Empty by default, so that we can say which record lacks what.
     name: tf.io.FixedLenFeature([], tf.string, "")
     for name in (
         "image/filename",
@@ -129,6 +130,7 @@ def _from_records(data_path: str, split: str) -> list[Source]:
     """A split in TFRecords, read into memory; empty if there are none."""
     for root in RECORD_ROOTS:
         folder = os.path.join(data_path, root)
+        # The dash keeps train from taking trainval-* as well.
         pattern = os.path.join(glob.escape(folder), f"{split}-*")
         paths = sorted(glob.glob(pattern))
         if paths:
@@ -139,6 +141,8 @@ def _from_records(data_path: str, split: str) -> list[Source]:
 def read_records(path: str) -> list[Source]:
     """The pictures and labels in a file of TFRecords."""
     sources = []
+    # Kept in memory: the stream asks for pictures in any order, which files
+    # of records cannot serve.
     try:
         for record in tf.data.TFRecordDataset(path):
             parsed = tf.io.parse_single_example(record, RECORD_FEATURES)

@@ -87,11 +87,15 @@ def segmentation_loss(
     counted = tf.reduce_sum(valid)
     if share is not None:
         entropies = tf.reshape(entropies, [-1])
+        # Ignored pixels count here but not below, as in the reference.
         pixels = tf.cast(tf.size(entropies), tf.float32)
         kept = tf.cast(share * pixels, tf.int32)
         entropies, _ = tf.math.top_k(entropies, kept, sorted=False)
         counted = tf.reduce_sum(tf.cast(entropies != 0.0, tf.float32))
+    # The mean over ranks, since gradients are averaged over them as well:
+    # together that is the mean over the pixels of the whole batch.
     (counted,) = reduce([counted])
+    # The reference divides by 1e-5 at least; of no pixels both make 0.
     return tf.math.divide_no_nan(tf.reduce_sum(entropies), counted)
 
 

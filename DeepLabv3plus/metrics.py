@@ -54,6 +54,7 @@ def figures(totals: dict[str, np.ndarray]) -> dict[str, object]:
     """
     confusion = np.asarray(totals["confusion"], np.float64)
     hits, labelled = np.diag(confusion), confusion.sum(1)
+    # The VOC devkit's rule: sums over the whole split come before the ratio.
     unions = confusion.sum(0) + labelled - hits
     counted = unions > 0
     iou = hits / np.maximum(unions, 1e-12)

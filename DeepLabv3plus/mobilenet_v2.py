@@ -14,6 +14,7 @@ from DeepLabv3plus.xception import kernel_initializer
 SCOPE = "MobilenetV2"
 EXPANSION = 6  # of all bottlenecks but the first, which has none
 # Filters and stride of the bottlenecks.
+# As in table 2 of the paper, arXiv 1801.04381.
 BOTTLENECKS = (
     (16, 1),
     *((24, 2), (24, 1)),
@@ -89,6 +90,7 @@ class Builder:
         filters = self.width(filters)
         if stride == 1 and filters == inputs.shape[-1]:
             features = [features, inputs]
+        # Without activation: the paper's linear bottleneck.
         return self.convolve(features, f"{name}/project", filters, 1)
 
 

@@ -21,7 +21,9 @@ from DeepLabv3plus.layers import (
     ceil_div,
 )
 
+# The reference's values: exchanged, they move logits by 0.2 to 4 %.
 HEAD_EPSILON = 1e-5  # of batch norm after the backbone, which has 1e-3
+# The best in table 1 of the paper, and the reference's.
 DECODER_DEPTH = 48  # channels of the projected low-level features
 BACKBONES = {
     "xception_65": (xception.Builder, xception.xception_65),
@@ -65,6 +67,8 @@ def shape_of(values: dict[str, object]) -> Shape:
     variant, stride = values["model_variant"], values["output_stride"]
     is_xception = variant == "xception_65"
     decoder_stride = values["decoder_output_stride"]
+    # As the model zoo's checkpoints are: those of MobileNetV2 have neither
+    # decoder nor dilated branches.
     if decoder_stride is None:
         decoder_stride = 4 if is_xception else 0
     if decoder_stride and not is_xception:
@@ -72,6 +76,8 @@ def shape_of(values: dict[str, object]) -> Shape:
             f"--decoder_output_stride={decoder_stride}: only xception_65 has "
             "a decoder; leave it out, or take --model_variant=xception_65"
         )
+    # One text of several rates or several texts of one: the seed's commands
+    # repeat the flag.
     given = ",".join(map(str, values["atrous_rates"] or ()))
     if given:
         rates = _parse_rates(given)
@@ -163,6 +169,7 @@ class _Head:
         self, features: tf.Tensor, name: str, filters: int, rate: int = 1
     ) -> tf.Tensor:
         """Depthwise 3x3, then pointwise: [N, h, w, c] to [N, h, w, f]."""
+        # The reference's spreads for separable convolutions of the head.
         features = self.convolve(
             features, f"{name}_depthwise", None, 3, 0.33, rate
         )
@@ -173,6 +180,7 @@ class _Head:
         filters = self.shape.aspp_filters
         pooled = GlobalMean(name="image_pooling_mean")(features)
         pooled = self.convolve(pooled, "image_pooling", filters)
+        # Order matters to checkpoints: concat_projection's kernel rests on it.
         branches = [
             Resize(name="image_pooling_resize")([pooled, features]),
             self.convolve(features, "aspp0", filters),
@@ -197,6 +205,7 @@ class _Head:
             low_level = self.convolve(
                 low_level, "decoder/feature_projection0", DECODER_DEPTH
             )
+            # Order matters to checkpoints: pyramid first, projection second.
             both = [
                 self.once(name, Resize, stride)([each, images])
                 for name, each in (
@@ -206,6 +215,7 @@ class _Head:
             ]
             concatenate = tf.keras.layers.Concatenate
             features = self.once("decoder/concat", concatenate)(both)
+            # Two, which table 2 of the paper finds best.
             for number in range(2):
                 features = self.separable(
                     features, f"decoder/decoder_conv{number}", filters
@@ -236,6 +246,7 @@ def create_model(
       rather than from a dropout layer, so that a sample is dropped the same
       way on whichever rank and after whichever resume it is seen.
     """
+    # Layers only from here on: Keras 3 refuses bare ops on its inputs.
     images = tf.keras.Input((*input_size, 3), name="ImageTensor")
     builder, backbone = BACKBONES[shape.variant]
     features, low_level = backbone(
@@ -245,6 +256,7 @@ def create_model(
     )
     low_level = low_level.get(shape.decoder_stride)
     head = _Head(shape, norm)
+    # Called once: the twins share all that comes before dropout.
     features = head.pyramid(features)
     masks = tf.keras.Input(
         tuple(features.shape[1:]), dtype="uint8", name="dropout_mask"

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 def _raw(variable: Any) -> tf.Variable:
     """The TensorFlow variable inside a Keras 3 variable."""
+    # `value` is a property in Keras 3 and a method of a tf.Variable.
     value = getattr(variable, "value", None)
     return variable if value is None or callable(value) else value
 
@@ -23,6 +24,7 @@ def _step(
     momentum: Any,
 ) -> tf.Operation:
     """v = momentum v + gradient; variable -= rate v; both in place."""
+    # Without use_nesterov, its default and the reference's way.
     return tf.raw_ops.ResourceApplyMomentum(
         var=_raw(variable).handle,
         accum=_raw(velocity).handle,
@@ -42,6 +44,8 @@ class FusedMomentum(tf.keras.optimizers.SGD):
         if not self.momentum:
             super().update_step(gradient, variable, learning_rate)
             return
+        # A private name of Keras 3: test_optimizer.py fails where a release
+        # changes it.
         velocity = self.momentums[self._get_variable_index(variable)]
         _step(variable, velocity, learning_rate, gradient, self.momentum)
 

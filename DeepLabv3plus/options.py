@@ -31,6 +31,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_enum(
         "model_variant",
+        # The seed's command names it; the reference has mobilenet_v2.
         "xception_65",
         ["xception_65", "mobilenet_v2"],
         "The backbone.",
@@ -43,6 +44,7 @@ def define_flags() -> None:
         ["reference", "fan_in"],
         "Of kernels; fan_in suits training from scratch.",
     )
+    # The reference repeats such flags for each number; a list is easier typed.
     flags.DEFINE_multi_string("label_weights", None, "Of the classes, 1,2,1.")
     real("top_k_percent_pixels", 1.0, "Share with most loss.", 0.0, 1.0)
     flags.DEFINE_multi_string(
@@ -51,6 +53,7 @@ def define_flags() -> None:
     whole("decoder_output_stride", None, "Of the logits; 0: no decoder.")
     whole("aspp_convs_filters", 256, "Channels of a pyramid's branch.", 8)
     whole("decoder_filters", 256, "Channels of the decoder.", 8)
+    # The reference keeps 0.9, whether batch norm is frozen or not.
     real("dropout", 0.1, "Share of the pyramid's outputs.", 0.0, 0.99)
     flags.DEFINE_bool("sync_batch_norm", True, "Over the ranks, if trained.")
     real("momentum", 0.9, "Share of the velocity kept.", 0.0, 1.0)
@@ -87,6 +90,18 @@ def check_flags() -> None:
         raise UserError(
             f"--min_scale_factor={FLAGS.min_scale_factor}: at most "
             f"--max_scale_factor, {FLAGS.max_scale_factor}"
+        )
+
+
+def check_label_weights(classes: int) -> None:
+    """Refuses --label_weights that are not one for each class."""
+    if FLAGS.label_weights is None:
+        return
+    given = numbers(FLAGS.label_weights, "label_weights")
+    if len(given) != classes:
+        raise UserError(
+            f"--label_weights has {len(given)} weights, the data "
+            f"{classes} classes: give one for each"
         )
 
 

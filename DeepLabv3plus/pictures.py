@@ -25,11 +25,13 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff")
 GRAPH_FORMAT, GRAPH_MODES = "JPEG", ("L", "RGB")
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 JPEG_TAIL = 4096  # bytes that cameras may write after the end
+# Ours, a little above Pillow's own limit of 89 million.
 MAX_PIXELS = 100_000_000  # a larger picture is taken for a bomb
 CHECKED_PICTURES = 32  # pictures that are decoded unless all are asked for
 DESCRIBED_PICTURES = 500  # labels that are counted for the log
 READERS = 4  # threads; Pillow lets go of Python's lock while it decodes
 NAMES_FILE = "class_names.txt"  # a name a line, beside the data
+# In the devkit's order: a class's id is its place.
 VOC_NAMES = (
     "background aeroplane bicycle bird boat bottle bus car cat chair cow "
     "diningtable dog horse motorbike person pottedplant sheep sofa train "
@@ -88,6 +90,7 @@ def fit_names(names: Sequence[str], count: int) -> tuple[str, ...]:
 def natural_key(name: str) -> list:
     """Sorts `2.png` before `10.png`."""
     parts = re.split(r"(\d+)", os.path.basename(name))
+    # Text and numbers alternate, so that like is compared with like.
     return [int(part) if part.isdigit() else part for part in parts]
 
 
@@ -113,6 +116,7 @@ def _open(path: str, decode: bool = True, content: bytes = b"") -> Image.Image:
         # A damaged file's warnings would come before our one line.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # Up to twice its limit Pillow only warns; here that is an error.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             file = io.BytesIO(content) if content else path
             with Image.open(file) as image:

@@ -45,6 +45,7 @@ def find_inputs(pattern: str) -> list[str]:
     """Picture files meant by a file, a folder or a glob, natural order."""
     if os.path.isdir(pattern):
         found = pictures.list_pictures(pattern)
+    # Before any glob: a name may have brackets in it.
     elif os.path.exists(pattern):
         found = [pattern]
     else:
@@ -120,6 +121,7 @@ def predict_run(
 
 def main() -> None:
     """Predicts what --input names."""
+    # Before the device is opened, so that a wrong path is told at once.
     paths = find_inputs(FLAGS.input)
     print(npu_config.setup().describe())
     predict_run(

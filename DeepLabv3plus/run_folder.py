@@ -41,6 +41,7 @@ UNREADABLE = (
 
 def write_json(path: str, value: object) -> None:
     """Writes JSON; a reader sees the old file or the whole new one."""
+    # Beside its place: a rename is atomic within one file system only.
     with tempfile.NamedTemporaryFile(
         "w", dir=os.path.dirname(path), suffix=".part", delete=False
     ) as file:
@@ -210,6 +211,7 @@ class Checkpoints:
         optimizer: tf.keras.optimizers.Optimizer,
     ) -> None:
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        # Below any figure, so that the first evaluation is the best so far.
         self.best = tf.Variable(-1.0, dtype=tf.float32, trainable=False)
         self.network, self.optimizer = network, optimizer
         weights = {"model": network, "step": self.step, "best": self.best}

@@ -99,6 +99,8 @@ def draw(
     seed: int = 0,
 ) -> None:
     """Draws `count` pictures for training and a quarter as many for val."""
+    # Its numbers are the same in every version of numpy. Pictures for val
+    # are drawn last, so that another count changes them too.
     rng = np.random.RandomState(seed)
     for folder in (PICTURES, LABELS, LISTS):
         os.makedirs(os.path.join(output, folder), exist_ok=True)
@@ -114,6 +116,7 @@ def draw(
         image = Image.fromarray(label)
         image.putpalette(visuals.palette(256).ravel().tolist())
         image.save(os.path.join(output, LABELS, f"{stem}.png"))
+    # The seed's commands train on it.
     stems["trainval"] = stems["train"] + stems["val"]
     texts = {
         os.path.join(LISTS, f"{split}.txt"): names

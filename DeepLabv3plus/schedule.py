@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+# The reference's defaults.
 STEP_FACTOR, STEP_LENGTH = 0.1, 2000  # of the policy `step`
 
 
@@ -40,4 +41,6 @@ class Schedule(tf.keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self) -> dict[str, object]:
         """The arguments, by name."""
+        # The base class keeps nothing on the instance: whatever is set in
+        # __init__ has to be one of its arguments.
         return dict(vars(self))

@@ -14,6 +14,7 @@ from DeepLabv3plus import augment
 from DeepLabv3plus.augment import MEAN_PIXEL
 from DeepLabv3plus.layers import resize_bilinear
 
+# Our own choice: the reference takes no picture larger than its crop.
 OVERLAP = 3  # neighbouring windows share at least a third of their sides
 
 
@@ -37,6 +38,7 @@ class Plan(NamedTuple):
 
 def scale_side(side: int, scale: float) -> int:
     """A side at another scale such that corners stay on pixels."""
+    # The reference's scale_dimension, which cuts off and does not round.
     return int((side - 1.0) * scale + 1.0)
 
 
@@ -60,6 +62,7 @@ def average_probabilities(
             logits = resize_bilinear(logits, sides)
             logits = logits[:, :, ::-1] if mirrored else logits
             parts.append(tf.nn.softmax(resize_bilinear(logits, plan.crop)))
+    # The reference takes another softmax of this mean, which flattens it.
     return tf.add_n(parts) / len(parts)
 
 
@@ -67,6 +70,7 @@ def window_starts(side: int, crop: int) -> list[int]:
     """Where windows of `crop` pixels begin that cover `side` pixels."""
     step = crop - crop // OVERLAP
     count = 1 + max(0, -(-(side - crop) // step))
+    # Spread evenly, or the last window might nearly cover its neighbour.
     starts = np.linspace(0, max(side - crop, 0), count)
     return [int(round(start)) for start in starts]
 
@@ -76,6 +80,7 @@ class Segmenter:
 
     def __init__(self, network: tf.keras.Model, plan: Plan) -> None:
         self.network, self.plan = network, plan
+        # One signature for all windows: any further one would be compiled.
         signature = [tf.TensorSpec((1, *plan.crop, 3), tf.float32)]
         # Not a decorator: an NPU replaces tf.function when it is opened.
         self.window = tf.function(self._window, signature, autograph=False)
@@ -104,6 +109,8 @@ class Segmenter:
             ((0, missing[0]), (0, missing[1]), (0, 0)),
             constant_values=MEAN_PIXEL,
         )
+        # Memory grows with the picture: 12 megapixels of 21 classes are 1 GB
+        # of sums.
         sums, counts = 0.0, np.zeros((*padded.shape[:2], 1), np.float32)
         for top in window_starts(padded.shape[0], tall):
             for left in window_starts(padded.shape[1], wide):

@@ -95,6 +95,7 @@ def define_flags() -> None:
     real("slow_start_learning_rate", 1e-4, "The rate in it.", 0.0)
     real("weight_decay", 4e-5, "L2 on kernels but depthwise ones.", 0.0)
     whole("seed", 0, "Of weights, order, augmentation.", 0)
+    # Class ids are bytes, and one value stays free to be ignored.
     whole("num_classes", None, "Classes of the labels.", 2, 255)
     whole("ignore_label", 255, "Label value that does not count.")
     text("train_split", "train", "Or trainaug; trainval has val in it.")
@@ -172,13 +173,7 @@ def read_data(
     FLAGS.data_path = os.path.abspath(FLAGS.data_path)
     if FLAGS.num_classes is None:
         FLAGS.num_classes = len(pictures.read_class_names(FLAGS.data_path))
-    if FLAGS.label_weights is not None:
-        given = options.numbers(FLAGS.label_weights, "label_weights")
-        if len(given) != FLAGS.num_classes:
-            raise UserError(
-                f"--label_weights has {len(given)} weights, the data "
-                f"{FLAGS.num_classes} classes: give one for each"
-            )
+    options.check_label_weights(FLAGS.num_classes)
     seen = read_split(FLAGS.train_split)[: FLAGS.limit_train or None]
     batch = FLAGS.batch_size * runtime.size
     if batch > len(seen):
@@ -226,12 +221,9 @@ def evaluation_stream(
     """This rank's share of the held-out pictures; None to evaluate none."""
     if "evaluate" not in FLAGS.exec_mode:
         return None
-    held_out = read_split(FLAGS.eval_split)
+    held_out = read_split(FLAGS.eval_split)[: FLAGS.limit_eval or None]
     return dataset.evaluation_batches(
-        held_out[: FLAGS.limit_eval or None],
-        FLAGS.ignore_label,
-        runtime.rank,
-        runtime.size,
+        held_out, FLAGS.ignore_label, runtime.rank, runtime.size
     )
 
 
@@ -393,11 +385,13 @@ def train(runtime: npu_config.Runtime, path: str) -> None:
             step == FLAGS.train_steps
             or (FLAGS.eval_every and step % FLAGS.eval_every == 0)
         )
+        # Before other work, so that the window holds nothing but training.
         if evaluating or saving or step % FLAGS.log_every == 0:
             recorder.record(step)
         # Whoever stops us may not wait for an evaluation.
         if evaluating and not stopping:
             recorder.evaluate(step, evaluation_data)
+        # After the evaluation, so that the checkpoint holds its figure.
         if saving:
             recorder.save(step)
         if stopping:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 OVERLAY_SHARE = 0.6  # of the colour
+# Blue, red and green of Matplotlib's default colours.
 CURVE_COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44))
 GAP = 4  # pixels between the tiles of a contact sheet
 CAPTION = 14  # pixels of height of a line of text
@@ -36,6 +37,7 @@ def overlay(
     Returns float64 in 0..255.
     """
     colours = palette(count)[classes].astype(np.float64)
+    # Class 0 is VOC's background; other data show their first class bare.
     share = OVERLAY_SHARE * (classes > 0)[..., np.newaxis]
     return (1.0 - share) * picture + share * colours
 
@@ -85,6 +87,7 @@ def draw_curves(
     draw = ImageDraw.Draw(image)
     left, top, right, bottom = 44, 10, size[0] - 12, size[1] - 24
     points = [point for curve in curves.values() for point in curve]
+    # Curves may be empty or zero: neither may leave nothing to divide by.
     last_step = max([step for step, _ in points] + [1])
     highest = max([value for _, value in points] + [1e-6])
     for tick in range(5):

@@ -30,6 +30,7 @@ NOT_LAYERS = (
 )
 STATISTICS = ("gamma", "beta", "moving_mean", "moving_variance")
 CLASSIFIER = "logits/"  # alone depends on the classes
+# The reference's; only the classifier has a bias here.
 BIAS_MULTIPLIER = 2.0  # of gradients
 # What --initialize_last_layer=False leaves out of a checkpoint.
 LAST_LAYERS = (
@@ -40,6 +41,7 @@ LAST_LAYERS = (
     "decoder/",
 )
 # In the order of the TF1 graph.
+# The first that fits is taken, so longer beginnings come before shorter ones.
 SCOPES = (
     "xception_65/entry_flow/conv",
     "xception_65/entry_flow/",
@@ -54,6 +56,7 @@ SCOPES = (
     "decoder/",
     "logits/",
 )
+# What an npz or a checkpoint can raise, by where it is damaged.
 UNREADABLE = (
     ValueError,
     OSError,
@@ -69,6 +72,7 @@ def _graph_order(scope: str) -> tuple:
         n for n, start in enumerate(SCOPES) if scope.startswith(start)
     )
     parts = re.split(r"(\d+)", scope)
+    # By value: unit_10 comes after unit_9.
     return place, [int(part) if part.isdigit() else part for part in parts]
 
 
@@ -104,6 +108,7 @@ def trainable_variables(network: tf.keras.Model) -> dict[str, tf.Variable]:
 
 def decayed(names: Iterable[str]) -> list[str]:
     """Those to which the reference's weight decay refers: dense kernels."""
+    # With the slash, or depthwise_weights would be among them.
     return [name for name in names if name.endswith("/weights")]
 
 
@@ -149,6 +154,7 @@ def read(path: str) -> dict[str, np.ndarray]:
             with open(path, "rb") as file:
                 archive = np.load(file, allow_pickle=False)
                 return {name: archive[name] for name in archive.files}
+        # People give the index file's name; TensorFlow wants the prefix.
         reader = tf.train.load_checkpoint(path.replace(".index", ""))
         return {
             name: reader.get_tensor(name)
@@ -237,6 +243,7 @@ def some(names: Sequence[str]) -> str:
 
 def save_npz(network: tf.keras.Model, path: str) -> None:
     """Writes all weights; a reader sees the old file or the new one."""
+    # Beside its place: a rename is atomic within one file system only.
     folder = os.path.dirname(os.path.abspath(path))
     with tempfile.NamedTemporaryFile(
         dir=folder, suffix=".part", delete=False
@@ -248,6 +255,7 @@ def save_npz(network: tf.keras.Model, path: str) -> None:
                     with archive.open(f"{name}.npy", "w") as member:
                         np.lib.format.write_array(member, variable.numpy())
             file.flush()
+            # Temporary files are private; a run is to be read by others too.
             os.chmod(file.name, 0o644)
             os.replace(file.name, path)
         except OSError:

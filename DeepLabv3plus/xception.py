@@ -32,6 +32,7 @@ class Block(NamedTuple):
     inner: bool = False
 
 
+# As in figure 4 of the paper.
 BLOCKS = (
     Block("entry_flow/block1", 1, (128, 128, 128), 2, "conv"),
     Block("entry_flow/block2", 1, (256, 256, 256), 2, "conv"),
@@ -97,6 +98,7 @@ class Builder:
         before = None if block.inner else tf.nn.relu
         features, taps, skip = inputs, [], inputs
         if block.skip == "conv":
+            # From the bare input: the shortcut sees no ReLU.
             skip = self.convolve(
                 inputs, f"{name}/shortcut", block.depths[-1], 1, strides=stride
             )
@@ -138,6 +140,7 @@ def kernel_initializer(
     if kind == "fan_in" and filters:
         return initializers.VarianceScaling(2.0)
     if kind == "fan_in":
+        # Keras would take the channels of a depthwise kernel for inputs too.
         return initializers.TruncatedNormal(stddev=(2.0 / side**2) ** 0.5)
     if spread:
         return initializers.TruncatedNormal(stddev=spread)

@@ -19,7 +19,9 @@ SHADE_SHARE, SHADE_LEAST = 0.8, 0.4
 GREY_SHARE = 0.4
 CHANNEL_SHARE, CHANNEL_RANGE = 0.6, (0.1, 1.1)
 NOISE_RANGE = (0.95, 1.05)
+# The tries are ours: the reference draws up to 501, one after another.
 CROP_LEAST, CROP_TRIES, CROP_PIXELS = 0.7, 16, 500
+# New draws go to the end: moved ones would change what a seed gives.
 DRAWS = 53  # random numbers that a sample uses
 
 
@@ -82,6 +84,7 @@ def seen_size(size: tf.Tensor, recipe: Recipe) -> tf.Tensor:
 
 def resize_image(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     """[h, w, 3] to float32 of another size, without aliasing."""
+    # As Pillow resizes, which the reference uses.
     return tf.image.resize(image, size, antialias=True)
 
 
@@ -129,6 +132,8 @@ def random_crop(
         - tf.gather_nd(table, tf.stack([ends[:, 0], corners[:, 1]], 1))
         + tf.gather_nd(table, corners)
     )
+    # tf.argmax takes the first of equals, and the limit makes all windows that
+    # show enough equal.
     top, left = tf.unstack(corners[tf.argmax(tf.minimum(counts, CROP_PIXELS))])
     bottom, right = top + window[0], left + window[1]
     return Sample(*(each[top:bottom, left:right] for each in sample))
@@ -203,6 +208,7 @@ def augment(
         resize_image(image, size),
         label,
         resize_ids(roi, size),
+        # Even if -1 meant 255 as a byte: check_values lets none of them in.
         tf.cast(label != recipe.ignore_label, tf.uint8),
     )
     # In the reference's order; what its probabilities leave out costs nothing.

@@ -16,6 +16,7 @@ from ROI_FCN import augment
 from ROI_FCN.pictures import Picture
 
 LAST_EPOCH = 2**31  # a stream ends with the training loop, not by itself
+# 32 is a pixel of the deepest map; 4096 is ours, against mistyping.
 MIN_SIDE, MAX_SIDE = 32, 4096  # pixels of a canvas
 
 
@@ -63,6 +64,7 @@ def index_stream(
     """
 
     def epoch_order(epoch):
+        # Not Dataset.shuffle, whose state a resumed run would not find again.
         keys = tf.random.stateless_uniform([count], [seed, epoch])
         positions = epoch * count + tf.range(count, dtype=tf.int64)
         order = tf.cast(tf.argsort(keys), tf.int64)
@@ -70,6 +72,7 @@ def index_stream(
 
     # Only integers are skipped: no picture is read to be thrown away.
     epochs = tf.data.Dataset.range(start // count, LAST_EPOCH)
+    # Dealt out last, since `start` counts the samples of all ranks.
     return epochs.flat_map(epoch_order).skip(start % count).shard(size, rank)
 
 
@@ -136,11 +139,13 @@ def training_batches(
         sample = augment.augment(*files.read(index), recipe, key)
         # Dropout is drawn here, by position too: the network has no state of
         # its own that a resumed run would have to find again.
+        # The key is reversed, or masks would repeat the augmentation's draws.
         keep = tf.random.stateless_uniform(mask_shape, key[::-1]) >= dropout
         sample["dropout_mask"] = tf.cast(keep, tf.uint8)
         return sample
 
     stream = index_stream(len(pairs), seed, start, rank, size)
+    # In order, whichever thread is ready first: positions make the steps.
     data = stream.map(load, tf.data.AUTOTUNE, deterministic=True)
     data = data.batch(batch_size, drop_remainder=True)
     return data.prefetch(tf.data.AUTOTUNE).with_options(data_options())

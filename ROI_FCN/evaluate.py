@@ -59,6 +59,7 @@ def make_evaluation_step(network: tf.keras.Model) -> Callable:
         totals = metrics.picture_totals(logits, batch["label"], batch["valid"])
         return totals, tf.argmax(logits, -1)
 
+    # Sizes are open: an NPU compiles for each of them, or for --eval_size.
     signature = {
         "image": tf.TensorSpec([1, None, None, 3], tf.float32),
         "roi": tf.TensorSpec([1, None, None, 1], tf.float32),
@@ -111,6 +112,7 @@ def evaluate(
             rows.append(_sheet_row(batch, predicted, classes))
     # Means of sums keep every ratio, so each rank gets the whole table.
     names = sorted(sums)
+    # Each rank has added up in float64, which an NPU cannot reduce.
     reduced = runtime.all_reduce(
         [tf.constant(sums[name], tf.float32) for name in names]
     )

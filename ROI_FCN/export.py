@@ -28,6 +28,7 @@ from ROI_FCN.model import create_model
 FLAGS = flags.FLAGS
 # The seed's node names; Prob are logits, whatever the name says.
 IMAGE, ROI, LOGITS, CLASSES = "input_image", "ROIMap", "Prob", "Pred"
+# Ours: runtimes sum in other orders; a wrong export is far off.
 TOLERANCE = 1e-5  # largest difference, as a share of the largest logit
 ONNX_PACKAGES = ("tf2onnx", "onnxruntime")
 
@@ -103,6 +104,8 @@ class Live:
         regions = tf.cast(roi_map > 0, tf.float32)
         logits = self.network([input_image, regions], training=False)
         return {
+            # atc finds an output by its operation's name; a signature's own
+            # are called Identity, whatever their keys.
             LOGITS: tf.identity(logits, name=LOGITS),
             CLASSES: tf.argmax(logits, -1, name=CLASSES),
         }
@@ -111,6 +114,7 @@ class Live:
 def export_savedmodel(live: Live, output: str) -> np.ndarray:
     """SavedModel for any batch size."""
     path = os.path.join(output, "saved_model")
+    # What is no attribute of the module would not be saved with it.
     module = tf.Module()
     module.network = live.network
     module.serve = live.serve
@@ -147,6 +151,8 @@ def export_tflite(live: Live, output: str) -> np.ndarray:
     content = converter.convert()
     with open(os.path.join(output, "roi_fcn.tflite"), "wb") as file:
         file.write(content)
+    # Its successor ai_edge_litert is a package of its own; TensorFlow has this
+    # one up to 2.21 at least.
     interpreter = tf.lite.Interpreter(model_content=content)
     interpreter.allocate_tensors()
     for feed in interpreter.get_input_details():
@@ -172,6 +178,7 @@ def export_onnx(live: Live, output: str) -> np.ndarray:
         live.graph_def,
         input_names=list(live.feeds()),
         output_names=[f"{LOGITS}:0", f"{CLASSES}:0"],
+        # tf2onnx is tested from 14 to 18; old runtimes take the low ones.
         opset=15,
         output_path=path,
     )
@@ -242,6 +249,7 @@ def main() -> None:
         for name, each in live.inputs.items()
     )
     print(
+        # For the seed's chip; `npu-smi info` names the one at hand.
         "atc --model=roi_fcn.pb --framework=3 --output=roi_fcn "
         f'--soc_version=Ascend310 --out_nodes="{CLASSES}:0" '
         f'--input_shape="{shapes}"'

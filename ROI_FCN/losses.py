@@ -41,4 +41,6 @@ def segmentation_losses(
 
 def weight_decay_loss(kernels: Sequence) -> tf.Tensor:
     """Half the squared norm of VGG16's kernels, as the reference sums it."""
+    # The TF1 code sums this and never adds it to its loss; the author's code
+    # for the paper does.
     return tf.add_n([tf.nn.l2_loss(kernel) for kernel in kernels])

@@ -76,6 +76,7 @@ def figures(totals: dict[str, np.ndarray]) -> dict[str, object]:
         # The ROI gives the background away: it flatters every mean.
         "mean_foreground_iou": _mean(iou[1:]),
         "mean_iou": _mean(iou),
+        # The reference weighs pictures by their unions: the same number.
         "iou_per_class": [
             float(value) if np.isfinite(value) else None for value in iou
         ],

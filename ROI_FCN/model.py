@@ -60,6 +60,7 @@ class MatrixConvolution(tf.keras.layers.Conv2D):
         """[N, h, w, c] to [N, h, w, filters]."""
         shape, side = tf.shape(inputs), self.kernel_size[0]
         height, width = shape[1], shape[2]
+        # For odd kernels; TensorFlow pads even ones more at the end.
         border = [side // 2, (side - 1) // 2]
         padded = tf.pad(inputs, [[0, 0], border, border, [0, 0]])
         # Shifted copies of the map, in the order of the kernel's weights.
@@ -92,6 +93,7 @@ class UpsampleTo(tf.keras.layers.Layer):
 
     def build(self, input_shape: Sequence) -> None:
         """Makes the kernel [2 s, 2 s, filters, channels] and the bias."""
+        # 4 and 16 pixels, as the reference has them.
         side = 2 * self.strides
         channels = input_shape[0][-1]
         self.kernel = self.add_weight(
@@ -131,6 +133,8 @@ def _convolution(
     kind: type = tf.keras.layers.Conv2D,
 ) -> tf.keras.layers.Conv2D:
     """A SAME convolution; `start` names the initialiser of its kernel."""
+    # The reference always starts VGG16 from its file, and the layers after it
+    # as `reference` does.
     initializers = {
         "he_normal": "he_normal",
         # Pixels are about PIXEL_SPREAD large; what follows should be about 1.

@@ -23,6 +23,7 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff")
 # PNG: TensorFlow 2.6 prints a line for every one of them.
 GRAPH_FORMAT, GRAPH_MODES = "JPEG", ("L", "RGB")
 JPEG_END, JPEG_TAIL = b"\xff\xd9", 4096  # cameras may write after it
+# Ours, a little above Pillow's own limit of 89 million.
 MAX_PIXELS = 100_000_000  # a larger picture is taken for a bomb
 CHECKED_PICTURES = 32  # pictures that are decoded unless all are asked for
 READERS = 4  # threads; Pillow lets go of Python's lock while it decodes
@@ -42,6 +43,8 @@ class LabelSet(NamedTuple):
     class_names: tuple[str, ...]
 
 
+# Folders and ids are those of Materials_In_Vessels; the first names are what
+# the reference's evaluation prints.
 LABEL_SETS = {
     "liquid_solid": LabelSet(
         "LiquidSolidLabels", ("BackGround", "Empty Vessel", "Liquid", "Solid")
@@ -98,6 +101,7 @@ def class_names(labels: str, count: int) -> tuple[str, ...]:
 def natural_key(name: str) -> list:
     """Sorts `2.png` before `10.png`."""
     parts = re.split(r"(\d+)", os.path.basename(name))
+    # Text and numbers alternate, so that like is compared with like.
     return [int(part) if part.isdigit() else part for part in parts]
 
 
@@ -120,6 +124,7 @@ def _open(path: str, decode: bool = True) -> Image.Image:
         # A damaged file's warnings would come before our one line.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # Up to twice its limit Pillow only warns; here that is an error.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 if decode:
@@ -154,6 +159,7 @@ def read_picture(path: str) -> np.ndarray:
     image = _open(path)
     if image.mode.startswith("I"):
         # Pillow would cut 16 bits off at 255 instead of scaling them.
+        # 257 takes 65535 to 255 exactly.
         wide = np.asarray(image).astype(np.float64) / 257.0
         image = Image.fromarray(np.clip(wide, 0, 255).astype(np.uint8))
     # A palette's colours, a grey value thrice, no transparency.
@@ -194,6 +200,7 @@ def read_roi(path: str, size: tuple[int, int]) -> np.ndarray:
 
 def mask_path(name: str, folder: str) -> str:
     """The PNG in `folder` that has the stem of picture `name`."""
+    # The reference cuts off four characters, which does not suit .jpeg.
     stem = os.path.splitext(os.path.basename(name))[0]
     return os.path.join(folder, stem + ".png")
 

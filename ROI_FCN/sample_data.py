@@ -34,6 +34,7 @@ class Scene(NamedTuple):
 
 def liquid_solid(phases: np.ndarray) -> np.ndarray:
     """LiquidSolidLabels of ExactPhaseLabels, as the data set derives them."""
+    # Phase 14 is vapour, which counts as an empty vessel.
     table = np.array([0, 1, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 1], np.uint8)
     return table[phases]
 

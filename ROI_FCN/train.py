@@ -38,6 +38,7 @@ FLAGS = flags.FLAGS
 MODEL = "ROI_FCN"
 VERSION = "1.0.0"
 # Flags that fix the network and the data it sees within one run.
+# The seed too: a resumed stream would go on in another order.
 SHAPE_FLAGS = (
     "labels",
     "num_classes",
@@ -81,6 +82,7 @@ def define_flags() -> None:
     text("init_checkpoint", None, "npz, TF1 prefix or run to start from.")
     text("vgg16", "auto", "ImageNet weights: npy, h5 or none; see README.")
     flags.DEFINE_bool("vgg16_fc", False, "Take conv6 and conv7 from it too.")
+    # The port's steps and rate, and its README's batch; its code has 2.
     whole("train_steps", 100000, "Steps in all, resumed ones included.", 0)
     whole("batch_size", 4, "Pictures per rank and step.", 1)
     real("learning_rate", 1e-5, "Of Adam.", 0.0)
@@ -93,11 +95,14 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "labels", "liquid_solid", list(pictures.LABEL_SETS), "Which to learn."
     )
+    # Class ids are bytes, and one value stays free to be ignored.
     whole("num_classes", None, "Classes of the labels.", 2, 255)
+    # No byte is -1: by default every pixel counts.
     whole("ignore_label", -1, "Label value that does not count.")
     flags.DEFINE_bool("no_roi", False, "The whole picture is the region.")
     text("train_images", "Train_Images", "Folder of training pictures.")
     text("test_images", "Test_Images_All", "Folder of held-out pictures.")
+    # To this the port squeezes all pictures, and its om file takes it.
     text("canvas", "480,854", "Height,width that training pictures get.")
     text("eval_size", None, "Evaluate at height,width; none: own sizes.")
     whole("base_filters", 64, "Filters of the first convolution.", 1)
@@ -115,12 +120,15 @@ def define_flags() -> None:
         "none places, port resizes, paper varies.",
     )
     real("min_scale", 0.3, "Smallest scale of paper's pictures.", 0.05, 1.0)
+    # The reference has code for these three, and 0 as their probability.
     real("crop", 0.0, "Probability of a crop in paper.", 0.0, 1.0)
     real("colour", 0.0, "Probability of a tint in paper.", 0.0, 1.0)
     real("noise", 0.0, "Probability of noise in paper.", 0.0, 1.0)
+    # Logs, validations and checkpoints come as often as the port's.
     whole("log_every", 100, "Steps between log lines.", 1)
     whole("eval_every", 2000, "Steps between evaluations; 0: at the end.", 0)
     whole("save_every", 1000, "Steps between checkpoints.", 1)
+    # Two of 1.6 GB, as the newest may be damaged; the reference keeps five.
     whole("keep_checkpoints", 2, "Newest checkpoints kept.", 1)
     whole("warmup_steps", 3, "Steps left out of images/s.", 0)
     whole("limit_train", 0, "Use only the first pictures; 0: all.", 0)
@@ -341,11 +349,13 @@ def train(runtime: npu_config.Runtime, path: str) -> None:
             step == FLAGS.train_steps
             or (FLAGS.eval_every and step % FLAGS.eval_every == 0)
         )
+        # Before other work, so that the window holds nothing but training.
         if evaluating or saving or step % FLAGS.log_every == 0:
             recorder.record(step)
         # Whoever stops us may not wait for an evaluation.
         if evaluating and not stopping:
             recorder.evaluate(step, evaluation_data)
+        # After the evaluation, so that the checkpoint holds its figure.
         if saving:
             recorder.save(step)
         if stopping:

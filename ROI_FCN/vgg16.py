@@ -59,6 +59,7 @@ class ArrayUnpickler(pickle.Unpickler):
 
 def _read_pickled(file: BinaryIO) -> dict[str, list[np.ndarray]]:
     """The dictionary inside a .npy file that holds one object."""
+    # numpy writes later versions only where a header is long or not latin1.
     version = np.lib.format.read_magic(file)
     if version != (1, 0):
         raise ValueError(f"npy version {version}")
@@ -124,6 +125,7 @@ def read(path: str, fully_connected: bool) -> dict[str, list[np.ndarray]]:
         }
         if fully_connected:
             # A matrix over the flattened 7x7 map is a 7x7 convolution.
+            # Both kinds of file flatten it by row, column, channel.
             layers["conv6"][0] = layers["conv6"][0].reshape(7, 7, 512, -1)
             layers["conv7"][0] = layers["conv7"][0][np.newaxis, np.newaxis]
         return layers

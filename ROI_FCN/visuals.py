@@ -29,6 +29,7 @@ CLASS_COLOURS = (
     (0.5, 0.5, 0.5),
 )
 OVERLAY_SHARE = 0.7  # of the colour, as the reference has it
+# Blue, red and green of Matplotlib's default colours.
 CURVE_COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44))
 GAP = 4  # pixels between the tiles of a contact sheet
 CAPTION = 14  # pixels of height of a line of text
@@ -39,6 +40,7 @@ def class_colours(count: int) -> np.ndarray:
     """Fixed colours [count, 3], float64 in 0..255."""
     colours = [[255 * share for share in row] for row in CLASS_COLOURS[:count]]
     for index in range(len(colours), count):
+        # The reference's formula, in bytes where its table has shares.
         blue = index**3 + 7 * index**2 + 3 * index + 30
         red = index**2 + 4 * index + 5
         colours.append([red % 255, 10 * index % 255, blue % 255])
@@ -64,6 +66,7 @@ def overlay(
 
 def difference(classes: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Wrong pixels in red on a pale copy of the label, [h, w, 3] uint8."""
+    # The limit keeps all classes pale, and 40 times the id within a byte.
     shades = 255 - 40 * np.minimum(label, 3).astype(np.uint8)
     picture = np.repeat(shades[..., None], 3, -1)
     picture[classes != label] = (214, 39, 40)
@@ -90,6 +93,7 @@ def contact_sheet(
     for row, tile_height in zip(rows, heights):
         for column, tile in enumerate(row):
             # Nearest neighbour: a label must not gain colours it has not.
+            # 0 is its number in every Pillow, whose names for it have moved.
             image = Image.fromarray(tile).resize((TILE, tile_height), 0)
             sheet.paste(image, (GAP + column * (TILE + GAP), top))
         top += tile_height + GAP

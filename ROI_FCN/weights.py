@@ -40,6 +40,7 @@ SPECIAL_NAMES = {
 LAYERS = (VGG_LAYERS[0], "valve", *VGG_LAYERS[1:], *list(SPECIAL_NAMES)[1:])
 # Whose shapes depend on the classes: the decoder adds up class scores.
 CLASSIFIER = ("W8", "b8", "W_t1", "W_t3", "b_t3")
+# What an npz or a checkpoint can raise, by where it is damaged.
 UNREADABLE = (
     ValueError,
     OSError,
@@ -99,6 +100,7 @@ def read(path: str) -> dict[str, np.ndarray]:
             with open(path, "rb") as file:
                 archive = np.load(file, allow_pickle=False)
                 return {name: archive[name] for name in archive.files}
+        # People give the index file's name; TensorFlow wants the prefix.
         reader = tf.train.load_checkpoint(path.replace(".index", ""))
         return {
             name: reader.get_tensor(name)
@@ -185,6 +187,7 @@ def _some(names: list[str]) -> str:
 
 def save_npz(network: tf.keras.Model, path: str) -> None:
     """Writes all weights; a reader sees the old file or the new one."""
+    # In the same folder: renaming is atomic within one file system only.
     folder = os.path.dirname(os.path.abspath(path))
     with tempfile.NamedTemporaryFile(
         dir=folder, suffix=".part", delete=False
@@ -196,6 +199,7 @@ def save_npz(network: tf.keras.Model, path: str) -> None:
                     with archive.open(f"{name}.npy", "w") as member:
                         np.lib.format.write_array(member, variable.numpy())
             file.flush()
+            # Temporary files are private; a run is to be read by others too.
             os.chmod(file.name, 0o644)
             os.replace(file.name, path)
         except OSError:
@@ -210,6 +214,7 @@ def save_tf1(network: tf.keras.Model, prefix: str, step: int) -> None:
     named = named_variables(network)
     names = [*named, "global_step"]
     tensors = [tf.convert_to_tensor(variable) for variable in named.values()]
+    # The reference keeps no step; its Saver takes only what it asks for.
     tf.raw_ops.SaveV2(
         prefix=prefix,
         tensor_names=names,

@@ -40,6 +40,7 @@ def harden(soft: tf.Tensor) -> tf.Tensor:
     Ties go to the higher class, as the reference's threshold at one half
     gives them.
     """
+    # tf.argmax takes the first of equals, hence the reversal.
     classes = soft.shape[-1]
     return classes - 1 - tf.argmax(soft[..., ::-1], -1, tf.int32)
 
@@ -66,6 +67,7 @@ def prepare(
       image [side, side, channels] in [-1, 1], label [side, side] uint8,
       valid [side, side] uint8.
     """
+    # Not as uint8, where an ignore_label of -1 would mean 255.
     label = tf.cast(label, tf.int32)
     image = tf.cast(picture, tf.float32) / 127.5 - 1.0
     # Classes are interpolated as soft maps and hardened after: interpolated
@@ -185,6 +187,7 @@ def elastic(sample: tf.Tensor, grid: tf.Tensor) -> tf.Tensor:
     columns = tf.range(width, dtype=tf.float32) + shift[..., 1]
     rows = tf.clip_by_value(rows, 0.0, height - 1.0)
     columns = tf.clip_by_value(columns, 0.0, width - 1.0)
+    # The last cell begins one pixel early, so no gather leaves the map.
     top = tf.minimum(tf.floor(rows), height - 2.0)
     left = tf.minimum(tf.floor(columns), width - 2.0)
     down, right = (rows - top)[..., None], (columns - left)[..., None]

@@ -18,6 +18,7 @@ from UNet2D import augment
 from UNet2D.model import MARGIN
 from UNet2D.pictures import Picture
 
+# NVIDIA's number; its published Dice is the mean over them.
 FOLDS = 5
 LAST_EPOCH = 2**31  # a stream ends with the training loop, not by itself
 
@@ -141,6 +142,7 @@ def index_stream(
     """
 
     def epoch_order(epoch):
+        # Not Dataset.shuffle, whose state a resumed run would not find again.
         keys = tf.random.stateless_uniform([count], [seed, epoch])
         positions = epoch * count + tf.range(count, dtype=tf.int64)
         order = tf.cast(tf.argsort(keys), tf.int64)
@@ -148,6 +150,7 @@ def index_stream(
 
     # Only integers are skipped: no picture is read to be thrown away.
     epochs = tf.data.Dataset.range(start // count, LAST_EPOCH)
+    # Dealt out last, since `start` counts the samples of all ranks.
     return epochs.flat_map(epoch_order).skip(start % count).shard(size, rank)
 
 
@@ -211,6 +214,7 @@ def training_batches(
         return parts
 
     stream = index_stream(count, seed, start, rank, size)
+    # In order, whichever thread is ready first: positions make the steps.
     data = stream.map(load, tf.data.AUTOTUNE, deterministic=True)
     data = data.batch(batch_size, drop_remainder=True)
     return data.prefetch(tf.data.AUTOTUNE).with_options(data_options())

@@ -89,6 +89,7 @@ def evaluate(
             rows.append(_sheet_row(batch, predicted, classes))
     # Means of sums keep every ratio, so each rank gets the whole table.
     names = sorted(sums)
+    # Each rank has added up in float64, which an NPU cannot reduce.
     reduced = runtime.all_reduce(
         [tf.constant(sums[name], tf.float32) for name in names]
     )
@@ -166,6 +167,7 @@ def evaluate_run(
         geometry.ignore_label,
     )
     if fold != "none":
+        # As the run was split: otherwise it is scored on what it has learnt.
         _, held_out = dataset.split_fold(
             len(pairs), fold, values["fold_split"], values["seed"]
         )

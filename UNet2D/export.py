@@ -27,6 +27,7 @@ from UNet2D.model import check_input_side, create_model
 
 FLAGS = flags.FLAGS
 INPUT, OUTPUT = "input_tensor", "Softmax"  # the seed's node names
+# Ours: runtimes sum in other orders; a wrong export is far off.
 TOLERANCE = 1e-5  # largest difference of a probability
 ONNX_PACKAGES = ("tf2onnx", "onnxruntime")
 
@@ -74,6 +75,8 @@ class Live:
     def probabilities(self, input_tensor: tf.Tensor) -> dict[str, tf.Tensor]:
         """[N, H, W, c] in [-1, 1] to class probabilities."""
         logits = self.network(input_tensor, training=False)
+        # atc finds an output by its operation's name; a signature's own are
+        # called Identity, whatever their keys.
         return {OUTPUT: tf.nn.softmax(logits, name=OUTPUT)}
 
 
@@ -81,6 +84,7 @@ def export_savedmodel(live: Live, output: str) -> np.ndarray:
     """SavedModel for any batch size."""
     path = os.path.join(output, "saved_model")
     spec = tf.TensorSpec((None, *live.shape[1:]), tf.float32, name=INPUT)
+    # What is no attribute of the module would not be saved with it.
     module = tf.Module()
     module.network = live.network
     module.serve = live.serve
@@ -111,6 +115,8 @@ def export_tflite(live: Live, output: str) -> np.ndarray:
     content = converter.convert()
     with open(os.path.join(output, "unet2d.tflite"), "wb") as file:
         file.write(content)
+    # Its successor ai_edge_litert is a package of its own; TensorFlow has this
+    # one up to 2.21 at least.
     interpreter = tf.lite.Interpreter(model_content=content)
     interpreter.allocate_tensors()
     interpreter.set_tensor(
@@ -130,6 +136,7 @@ def export_onnx(live: Live, output: str) -> np.ndarray:
         live.graph_def,
         input_names=[f"{INPUT}:0"],
         output_names=[f"{OUTPUT}:0"],
+        # tf2onnx is tested from 14 to 18; old runtimes take the low ones.
         opset=15,
         output_path=path,
     )
@@ -195,6 +202,7 @@ def main() -> None:
             )
         print(f"{name:<11} largest difference {difference.max():.2g}")
     print(
+        # An example: `npu-smi info` names the chip at hand.
         "atc --model=unet2d.pb --framework=3 --output=unet2d "
         "--soc_version=Ascend310P3 --input_format=NHWC "
         f'--input_shape="{INPUT}:{",".join(map(str, live.shape))}" '

@@ -69,4 +69,6 @@ def segmentation_losses(
 
 def weight_decay_loss(variables) -> tf.Tensor:
     """Half the squared norm of all trainable variables, biases included."""
+    # NVIDIA's TF1 code and the port define this term and never use it; the
+    # TF2 code does.
     return tf.add_n([tf.nn.l2_loss(variable) for variable in variables])

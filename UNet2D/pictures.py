@@ -17,6 +17,7 @@ from common.npu_config import UserError
 from UNet2D import progress
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+# Ours, a little above Pillow's own limit of 89 million.
 MAX_PIXELS = 100_000_000  # a larger picture is taken for a bomb
 CHECKED_LABELS = 32  # files whose values are counted unless all are asked for
 MIN_SIDE = 16  # pixels; the network's smallest step
@@ -40,6 +41,7 @@ class Picture(NamedTuple):
 def natural_key(name: str) -> list:
     """Sorts `2.png` before `10.png`."""
     parts = re.split(r"(\d+)", os.path.basename(name))
+    # Text and numbers alternate, so that like is compared with like.
     return [int(part) if part.isdigit() else part for part in parts]
 
 
@@ -53,6 +55,7 @@ def read_pages(path: str) -> list[np.ndarray]:
         # A damaged file's warnings would come before our one line.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # Up to twice its limit Pillow only warns; here that is an error.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as file:
                 return [
@@ -78,6 +81,7 @@ def _to_array(page: Image.Image) -> np.ndarray:
         return pixels.astype(np.uint8)
     if pixels.dtype == np.uint8:
         return pixels
+    # 16-bit grey comes as either type; 257 takes 65535 to 255 exactly.
     if pixels.dtype in (np.uint16, np.int32) and 0 <= pixels.min():
         if pixels.max() <= 65535:
             return np.round(pixels / 257.0).astype(np.uint8)

@@ -32,6 +32,7 @@ def draw_picture(
     are blobs inside the cells, and shading varies: a threshold on grey alone
     does not find them.
     """
+    # From beyond the edges too, or cells there would be the largest.
     points = rng.uniform(
         -20, side + 20, (((side + 40) // CELL_PIXELS) ** 2, 2)
     )

@@ -38,6 +38,8 @@ FLAGS = flags.FLAGS
 MODEL = "UNet2D"
 VERSION = "1.0.0"
 # Flags that fix the network and the data it sees within one run.
+# fold and seed say what is held out: with others the run would be scored on
+# pictures that it has learnt.
 SHAPE_FLAGS = (
     "image_size",
     "in_channels",
@@ -85,8 +87,11 @@ def define_flags() -> None:
     text("output_path", "results", "The run folder.")
     flags.DEFINE_bool("overwrite", False, "Start anew in output_path.")
     text("init_checkpoint", None, "npz, TF1 prefix or run to start from.")
+    # Ours, for two cores; the reference's scripts take 6400 steps of 8.
     whole("train_steps", 600, "Steps in all, resumed ones included.", 0)
     whole("batch_size", 1, "Pictures per rank and step.", 1)
+    # Rate and dropout are the reference's, the decay that of its TF2 form; the
+    # paper has SGD with a momentum of 0.99.
     real("learning_rate", 1e-4, "Of Adam.", 0.0)
     flags.DEFINE_enum(
         "schedule", "constant", ["constant", "cosine"], "Of the rate."
@@ -103,7 +108,9 @@ def define_flags() -> None:
     )
     whole("image_size", 572, "Input side, 16 k + 60 pixels.", 1)
     whole("in_channels", 1, "1 grey, 3 colour.", 1)
+    # Class ids are bytes, and one value stays free to be ignored.
     whole("num_classes", 2, "Classes of the labels.", 2, 255)
+    # No byte is -1: by default every pixel counts.
     whole("ignore_label", -1, "Label value that does not count.")
     whole("base_filters", 64, "Filters of the first level.", 1)
     flags.DEFINE_enum(
@@ -133,7 +140,9 @@ def define_flags() -> None:
     whole("log_every", 10, "Steps between log lines.", 1)
     whole("eval_every", 100, "Steps between evaluations; 0: at the end.", 0)
     whole("save_every", 100, "Steps between checkpoints.", 1)
+    # Two, since the newest may be damaged; the reference keeps one.
     whole("keep_checkpoints", 2, "Newest checkpoints kept.", 1)
+    # The port's number; NVIDIA leaves out 200.
     whole("warmup_steps", 3, "Steps left out of images/s.", 0)
     whole("limit_train", 0, "Use only the first pictures; 0: all.", 0)
     whole("limit_eval", 0, "The same for evaluation.", 0)
@@ -352,11 +361,13 @@ def train(runtime: npu_config.Runtime, fold: str, path: str) -> dict:
             step == FLAGS.train_steps
             or (FLAGS.eval_every and step % FLAGS.eval_every == 0)
         )
+        # Before other work, so that the window holds nothing but training.
         if evaluating or saving or step % FLAGS.log_every == 0:
             recorder.record(step)
         # Whoever stops us may not wait for an evaluation.
         if evaluating and not stopping:
             recorder.evaluate(step, evaluation_data)
+        # After the evaluation, so that the checkpoint holds its figure.
         if saving:
             recorder.save(step)
         if stopping:

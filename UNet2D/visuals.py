@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 # Membrane black, cells white, as the EM labels are drawn; further classes
 # take the colours of the Pascal VOC palette.
 FIRST_COLOURS = ((0, 0, 0), (255, 255, 255))
+# Blue, red and green of Matplotlib's default colours.
 CURVE_COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44))
 GAP = 4  # pixels between the tiles of a contact sheet
 CAPTION = 14  # pixels of height of a line of text
@@ -46,6 +47,7 @@ def overlay(
 
 def difference(classes: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Wrong pixels in red on a pale copy of the label, [h, w, 3] uint8."""
+    # The limit keeps all classes pale, and 40 times the id within a byte.
     shades = 255 - 40 * np.minimum(label, 3).astype(np.uint8)
     picture = np.repeat(shades[..., None], 3, -1)
     picture[classes != label] = (214, 39, 40)

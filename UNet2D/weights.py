@@ -24,7 +24,9 @@ NOT_LAYERS = (
     "good_steps",
     "bad_steps",
 )
+# The last of 19 convolutions; only its shape depends on the classes.
 CLASSIFIER = "conv2d_18"
+# What an npz or a checkpoint can raise, by where it is damaged.
 UNREADABLE = (
     ValueError,
     OSError,
@@ -49,6 +51,7 @@ def named_variables(network: tf.keras.Model) -> dict[str, tf.Variable]:
     named = {}
     for layer in _leaf_layers(network):
         for variable in layer.weights:
+            # Keras 2.6 has `scope/kernel:0` where Keras 3 has `kernel`.
             leaf = variable.name.split("/")[-1].split(":")[0]
             named[f"{layer.name}/{leaf}"] = variable
     return named
@@ -83,6 +86,7 @@ def read(path: str) -> dict[str, np.ndarray]:
             with open(path, "rb") as file:
                 archive = np.load(file, allow_pickle=False)
                 return {name: archive[name] for name in archive.files}
+        # People give the index file's name; TensorFlow wants the prefix.
         reader = tf.train.load_checkpoint(path.replace(".index", ""))
         return {
             name: reader.get_tensor(name)
@@ -151,6 +155,7 @@ def _some(names: list[str]) -> str:
 
 def save_npz(network: tf.keras.Model, path: str) -> None:
     """Writes all weights; a reader sees the old file or the new one."""
+    # In the same folder: renaming is atomic within one file system only.
     folder = os.path.dirname(os.path.abspath(path))
     with tempfile.NamedTemporaryFile(
         dir=folder, suffix=".part", delete=False
@@ -162,6 +167,7 @@ def save_npz(network: tf.keras.Model, path: str) -> None:
                     with archive.open(f"{name}.npy", "w") as member:
                         np.lib.format.write_array(member, variable.numpy())
             file.flush()
+            # Temporary files are private; a run is to be read by others too.
             os.chmod(file.name, 0o644)
             os.replace(file.name, path)
         except OSError:

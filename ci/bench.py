@@ -30,6 +30,7 @@ from common import npu_config
 FLAGS = flags.FLAGS
 # The first steps compile, and fill caches and memory pools.
 WARMUP_STEPS = 2
+# Large enough to run about as fast as a plain matrix product.
 CONVOLUTION = (128, 256)  # side and channels of the map that R is taken on
 CONVOLUTIONS = (
     "Conv2D",

@@ -55,6 +55,7 @@ _ADDRESS = (_is_address, "an IP address")
 _NUMBER = _integer(0, 32767)
 
 # A rule is a test of a text and, in words, what passes it.
+# Ranges are from HCCL's guide where it gives any.
 _RULES = {
     "RANK_SIZE": _integer(1, 32768),
     "RANK_ID": _NUMBER,
@@ -66,6 +67,7 @@ _RULES = {
     "CM_WORKER_SIZE": _integer(1, 32768),
     "CM_WORKER_IP": _ADDRESS,
     "HCCL_CONNECT_TIMEOUT": _integer(120, 7200),
+    # A 910A takes 17340 at most, but the chip is not known here.
     "HCCL_EXEC_TIMEOUT": _integer(1, 2**31 - 1),
     "HCCL_SOCKET_FAMILY": _one_of("AF_INET", "AF_INET6"),
     "HCCL_WHITELIST_DISABLE": _one_of("0", "1"),

@@ -139,6 +139,7 @@ def test_scale_place_and_side_vary() -> None:
         columns = np.nonzero(sample["label"].numpy() == 3)[1]
         firsts.add(columns.min() if columns.size else None)
     assert 0.49 < min(shares) < 0.6 and max(shares) == 64 / 60
+    # A third of the range from 0.5 to 2 is below 1.
     assert np.mean(np.array(shares) < 1.0) == pytest.approx(1 / 3, abs=0.15)
     assert len(firsts) > 20
 
@@ -227,6 +228,7 @@ def test_colour_alone_does_not_solve_the_sample_data(tmp_path: Path) -> None:
 
     def colours(split):
         for pair in reader.read(split):
+            # Eight levels a channel: more would know single pictures by heart.
             image = np.frombuffer(pair.content, np.uint8).astype(int) // 32
             image = image.reshape(-1, 3)
             codes = image[:, 0] * 64 + image[:, 1] * 8 + image[:, 2]
@@ -241,4 +243,5 @@ def test_colour_alone_does_not_solve_the_sample_data(tmp_path: Path) -> None:
         np.add.at(confusion, (label, counts[codes].argmax(-1)), 1)
     hits = np.diag(confusion)
     iou = hits / (confusion.sum(0) + confusion.sum(1) - hits).clip(1)
+    # Without Void, which is the last.
     assert iou[:-1].mean() < 0.4

@@ -28,6 +28,7 @@ def test_cross_entropy_is_tensorflow_s() -> None:
     outputs, labels = samples()
     weights = losses.pixel_weights(TABLE, labels)
     terms = losses.segmentation_losses(outputs, labels, weights)
+    # TensorFlow's own refuses 255; the class in its place has weight 0.
     known = tf.minimum(labels, 2)
     for head, logits in zip(losses.HEADS, outputs):
         entropies = tf.nn.sparse_softmax_cross_entropy_with_logits(
@@ -57,6 +58,7 @@ def test_ranks_share_one_mean() -> None:
     """Ranks with unequal numbers of known pixels: gradients average."""
     outputs, labels = samples(2)
     labels = tf.concat([labels[:1], labels[1:] * 0 + UNKNOWN], 0)
+    # A rank with one known pixel: a mean of means would be far off.
     labels = tf.tensor_scatter_nd_update(labels, [[1, 0, 0]], [1])
     weights = losses.pixel_weights(TABLE, labels)
     whole = losses.segmentation_losses(outputs, labels, weights)
@@ -112,6 +114,7 @@ def test_figures_by_hand() -> None:
     confusion = np.array([[6, 2, 2], [1, 3, 0], [4, 0, 2]])
     totals = {"pixels": 14.0, "cross_entropy": 7.0, "confusion": confusion}
     table = metrics.figures(totals, CLASSES._replace(ignored=(2,)))
+    # Void's row is out; what was taken for Void stays an error.
     assert table["iou_per_class"] == [6 / 11, 3 / 6, None]
     assert table["miou"] == pytest.approx((6 / 11 + 3 / 6) / 2)
     assert table["pixel_accuracy"] == 9 / 14

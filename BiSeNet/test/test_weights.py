@@ -47,6 +47,7 @@ def test_half_precision_is_half_the_size(
     """Kernels are rounded; batch norms keep their digits."""
     path = tmp_path / "weights.npz"
     weights.save_npz(models[0], str(path), FACTS, np.float16)
+    # 2.1 million numbers, of which only batch norms' have four bytes.
     assert path.stat().st_size < 6e6
     second, _ = create_model(3)
     weights.load(second, str(path), facts=FACTS)
@@ -150,6 +151,8 @@ def test_slim_s_checkpoint_starts_the_frontend(
 
 def test_decay_acts_where_the_form_says() -> None:
     """On the frontend's kernels in the reference, on all in the paper."""
+    # Xception39 has 103, the spatial path 4, the combine path 14 and the
+    # three of the logits.
     for compat, count in (("reference", 103), ("paper", 103 + 4 + 17)):
         _, trainer = create_model(3, compat=compat)
         kernels = weights.decayed_kernels(trainer, "Xception39", compat)

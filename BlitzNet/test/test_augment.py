@@ -31,6 +31,7 @@ def test_zoom_out(golden: dict[str, np.ndarray]) -> None:
     assert whole.numpy().tolist() == golden["zoom_shape"][:2].tolist()
     fill = tf.constant(augment.CANVAS_RGB)
     image = augment.cut(golden["img"], -canvas.before, whole, fill)
+    # The reference's canvas is background in the mask.
     mask = augment.cut(golden["seg"], -canvas.before, whole, tf.zeros([1]))
     both = np.concatenate([image, mask], -1)[::6, ::6]
     np.testing.assert_allclose(both, golden["zoom_img_stride6"], atol=1e-5)

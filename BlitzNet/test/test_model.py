@@ -18,6 +18,8 @@ SMALL = Architecture(96, True, 5, 4, n_base_channels=8)
 
 def golden_fill(name: str, shape: tuple) -> np.ndarray:
     """The reference's value of a variable, from its name and shape alone."""
+    # The rule by which the golden files were made. crc32, since Python's own
+    # hash of a text differs from run to run.
     rng = np.random.RandomState(zlib.crc32(name.encode("utf8")))
     leaf = name.split("/")[-1]
     if leaf == "moving_variance":
@@ -93,6 +95,7 @@ def test_outputs_are_the_reference_s(
             expected = golden[name]
             full = tuple(golden[f"{name}_full_shape"])
             assert tuple(output.shape) == full
+            # Random weights make values of 1e5, so errors are relative.
             error = np.abs(
                 sampled(output, name, int(golden[f"{name}_stride"])) - expected
             ).max()
@@ -130,6 +133,7 @@ def label_of(rng: np.random.RandomState, count: int) -> tuple:
     """Labels with ignored pixels, drawn as the reference's were."""
     label = rng.randint(0, 21, (count, 75, 75))
     label[rng.uniform(size=label.shape) < 0.1] = 255
+    # The reference has <= 21, which would let through what is no class.
     valid = (label < 21).astype(np.float32)
     return tf.constant(np.where(label < 21, label, 0), tf.int32), valid
 
@@ -207,6 +211,7 @@ def test_a_training_step(goldens: Path) -> None:
         total = terms["class"] + terms["bbox"] + terms["segmentation"]
         total += 5e-5 * decay
     np.testing.assert_allclose(5e-5 * decay, golden["loss_weight_decay"], 1e-5)
+    # Batch norm over two pictures magnifies rounding, TF1's against TF2's.
     np.testing.assert_allclose(total, golden["loss_full"], 2e-3)
     check_terms(terms, golden, "", 2e-3)
     for name in ("location", "confidence", "segmentation"):
@@ -294,6 +299,7 @@ def test_frozen_batch_norm_stays() -> None:
     after = {n: v.numpy() for n, v in weights.named_variables(network).items()}
     for name, value in before.items():
         np.testing.assert_array_equal(after[name], value)
+    # Kernels and biases: two heads on seven maps, and eight convolutions.
     heads = 2 * (2 * 7 + 8)
     assert (
         len(network.trainable_variables)

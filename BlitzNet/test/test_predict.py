@@ -97,6 +97,7 @@ def test_ranks_bring_their_pictures_together(values: dict) -> None:
             tally.add(index, perfect(pairs[index]), 0.5)
         tally.figures(values, runtime)
         shapes.append(runtime.shapes)
+    # HCCL fails or hangs where ranks reduce tensors of unequal shapes.
     assert shapes[0] == shapes[1]
 
 

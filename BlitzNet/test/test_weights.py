@@ -146,6 +146,7 @@ def test_trunk_from_a_tf1_checkpoint(tmp_path: Path) -> None:
     """By name, from a folder too; the rest stays as it was."""
     network = create_model(SMALL)
     values = trunk_values(network, 0)
+    # ResNet-50 has 53 convolutions, of five variables each.
     assert len(values) == 265
     head = arrays_of(network)["ssd/Conv_7/weights"]
     tf.raw_ops.SaveV2(

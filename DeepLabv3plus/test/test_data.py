@@ -18,6 +18,7 @@ from DeepLabv3plus import (
 )
 from DeepLabv3plus.augment import Recipe
 
+# Sides that differ, since exchanged axes would go unseen in a square.
 RECIPE = Recipe("reference", 65, 81, 255)
 PLAIN = RECIPE._replace(kind="none")
 
@@ -137,6 +138,7 @@ def test_stream_is_a_function_of_seed_and_position() -> None:
 
 def test_ranks_share_one_stream() -> None:
     """Eight ranks see disjoint samples that together are the stream."""
+    # More ranks than pictures, so that one step crosses an epoch's end.
     parts = [stream(16, 3, rank, 8) for rank in range(8)]
     assert sorted(sum(parts, [])) == stream(16, 24)
 
@@ -194,6 +196,7 @@ def test_image_and_label_move_together() -> None:
         agree = (abs(pixels[..., 0] - 90) < 45)[valid] == inside[valid]
         assert agree.mean() > 0.95
         np.testing.assert_array_equal(pixels.shape, (65, 81, 3))
+        # The object lies on the left of the picture, whatever its scale.
         mirrored.add(
             bool(inside.any() and inside[:, :40].sum() * 2 < inside.sum())
         )
@@ -217,6 +220,7 @@ def test_padding_counts_nowhere() -> None:
     image, label = marked_sample(40, 50)
     sample = augment.augment(image, label, PLAIN, tf.zeros([2], tf.int64))
     valid = sample["valid"].numpy()
+    # The last of the 40 rows is void in the label itself.
     assert valid[:39, :50].all() and not valid[39:].any()
     assert not valid[:, 50:].any()
     np.testing.assert_array_equal(sample["image"][40:], 127.5)

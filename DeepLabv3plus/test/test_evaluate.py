@@ -41,6 +41,7 @@ class Runtime:
 
     def all_reduce(self, tensors: list) -> list:
         """Adds what another rank might have seen."""
+        # HCCL fails or hangs where ranks reduce tensors of unequal shapes.
         self.reduced = [tuple(tensor.shape) for tensor in tensors]
         return [tensor + 1.0 for tensor in tensors]
 
@@ -66,6 +67,7 @@ def network() -> tf.keras.Model:
     network, _ = create_model(SHAPE, BatchNorm())
     layer = network.get_layer("logits.semantic")
     rng = np.random.RandomState(0)
+    # With its initial spread of 0.01 all classes are nearly level.
     layer.kernel.assign(rng.normal(size=layer.kernel.shape))
     return network
 
@@ -136,6 +138,7 @@ def test_the_crop_slides_over_large_pictures(
     for side in (100, 200, 513):
         starts = segment.window_starts(side, 65)
         assert starts[0] == 0 and starts[-1] == side - 65
+        # 65 less the third that neighbours share.
         assert max(np.diff(starts)) <= 44
     picture = np.random.RandomState(0).uniform(0, 255, (65, 100, 3))
     expected, counts = np.zeros((65, 100, CLASSES)), np.zeros((100, 1))
@@ -156,6 +159,7 @@ def test_scales_and_flips_average_probabilities(
     plan = PLAN._replace(scales=(0.75, 1.0, 1.25), mirrored=True)
     ours = segment.average_probabilities(network, images, plan)
     parts = []
+    # Side (n - 1) s + 1, cut off; logits are not taken below scale 1.
     for size, small in (
         ((49, 61), (17, 21)),
         ((65, 81), (17, 21)),

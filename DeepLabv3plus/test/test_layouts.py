@@ -217,6 +217,7 @@ def broken_list(root: Path) -> None:
 def broken_bomb(root: Path) -> None:
     """A small file of 102 million pixels, which would fill the memory."""
     (root / "JPEGImages" / "b.jpg").unlink()
+    # Between once and twice the limit, where Pillow itself only warns.
     save(root / "JPEGImages" / "b.png", np.zeros((10100, 10100), np.uint8))
 
 
@@ -285,6 +286,7 @@ def camvid(root: Path, form: str) -> None:
             save(root / f"{split}annot" / "a.png", ids)
             continue
         table = np.zeros((12, 3), np.uint8)
+        # The last colour stays black, which is CamVid's Void.
         table[:11] = np.arange(33).reshape(11, 3) + 100
         save(root / f"{split}_labels" / "a_L.png", table[ids])
         rows = [

@@ -27,6 +27,8 @@ SMALL = Shape(
 
 def golden_fill(name: str, shape: tuple, tempered: bool) -> np.ndarray:
     """The reference's value of a variable, from its name and shape alone."""
+    # The rule by which the golden files were made. crc32, since Python's own
+    # hash of a text differs from run to run.
     rng = np.random.RandomState(zlib.crc32(name.encode("utf8")))
     leaf = name.split("/")[-1]
     if leaf == "moving_variance":
@@ -122,6 +124,7 @@ def test_logits_losses_and_gradients(
             return logits, entropy, norm, tape.gradient(total, variables)
 
         logits, entropy, norm, gradients = tf.function(graph)()
+        # Noise is 5e-6 here, a wrong epsilon 2e-3 in the tempered files.
         assert error_of(logits, golden["logits"]) < 1e-4, name
         large = resize_bilinear(logits, batch["label"].shape[1:])
         step = int(golden["upsampled_logits_stride"])
@@ -189,6 +192,7 @@ def test_three_steps_of_training(
             "poly", float(golden["base_lr"]), int(golden["total_steps"])
         )
         optimizer = FusedMomentum(rates, float(golden["momentum"]))
+        # Keras 2.6 has no build(): it makes the slots in the first step.
         getattr(optimizer, "build", lambda _: None)(variables)
         factors = weights.gradient_multipliers(named)
         decay = float(golden["weight_decay"])

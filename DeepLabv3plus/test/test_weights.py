@@ -76,6 +76,7 @@ def test_tf1_checkpoint_of_the_reference_loads(tmp_path: Path) -> None:
         tf.compat.v1.get_variable("global_step", (), tf.int64)
         session.run(tf.compat.v1.global_variables_initializer())
         tf.compat.v1.train.Saver().save(session, prefix)
+    # TensorFlow notes the newest prefix in a folder's file `checkpoint`.
     for path in (prefix, str(tmp_path)):
         weights.load(network, path)
         for name, value in arrays_of(network).items():
@@ -145,6 +146,7 @@ def test_the_backbone_alone_from_an_imagenet_checkpoint(
     path = str(tmp_path / "weights.npz")
     np.savez(path, **values)
     network = small()
+    # All but the classifier's two, which may always start anew.
     with pytest.raises(UserError, match="missing 70 .*initialize_last_layer"):
         weights.load(network, path, ())
     left, extra = weights.load(network, path, weights.LAST_LAYERS)

@@ -44,6 +44,7 @@ def test_stream_is_a_function_of_seed_and_position() -> None:
 
 def test_ranks_share_one_stream() -> None:
     """Eight ranks see disjoint samples that together are the stream."""
+    # More ranks than pictures, so that one step crosses an epoch's end.
     parts = [stream(16, 3, rank, 8) for rank in range(8)]
     assert sorted(sum(parts, [])) == stream(16, 24)
 
@@ -132,6 +133,7 @@ def test_paper_varies_scale_and_place_within_the_canvas() -> None:
         rows, columns = np.nonzero(valid)
         corners.add((rows.min(), columns.min()))
         shares.append((np.ptp(columns) + 1) / 90)
+    # Scale and stretch together go down to 0.3 x 0.5.
     assert 0.15 < min(shares) < 0.35 and 0.8 < max(shares) <= 1.0
     assert len(corners) > 30
 

@@ -16,6 +16,8 @@ from ROI_FCN.optimizer import FusedAdam
 
 def golden_fill(name: str, shape: tuple) -> np.ndarray:
     """The reference's value of a variable, from its name and shape alone."""
+    # The rule by which the golden files were made. crc32, since Python's own
+    # hash of a text differs from run to run.
     rng = np.random.RandomState(zlib.crc32(name.encode("utf8")))
     if len(shape) < 2:
         return (0.1 * rng.normal(size=shape)).astype(np.float32)
@@ -87,6 +89,7 @@ def test_logits_losses_gradients_and_steps(
             return logits, terms["total_loss"]
 
         optimizer = FusedAdam(1e-5, epsilon=1e-8)
+        # Keras 2.6 has no build(): it makes the slots in the first step.
         getattr(optimizer, "build", lambda _: None)(variables)
         for step in range(3):
             with tf.GradientTape() as tape:
@@ -97,6 +100,7 @@ def test_logits_losses_gradients_and_steps(
                 break
             gradients = tape.gradient(loss, variables)
             if step == 0:
+                # Relative, since the logits are of the order of 500.
                 error = np.abs(logits - golden["logits"]).max()
                 assert error <= 1e-4 * np.abs(golden["logits"]).max(), name
                 decay = losses.weight_decay_loss(weights.vgg_kernels(network))

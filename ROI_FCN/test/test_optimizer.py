@@ -22,6 +22,7 @@ def test_fused_adam_gives_keras_numbers() -> None:
             gradients = [tf.sin(3.0 * variable) for variable in variables]
             optimizer.apply_gradients(zip(gradients, variables))
 
+        # Keras 2.6 has no build(): it makes the slots in the first step.
         getattr(optimizer, "build", lambda _: None)(variables)
         step = tf.function(step)
         for _ in range(10):

@@ -112,6 +112,7 @@ def test_keras_files_load(tmp_path: Path, root: str) -> None:
 
 def test_keras_vgg16_gives_the_same_features(tmp_path: Path) -> None:
     """Its own file, loaded here: with gates of 1 the maps are equal."""
+    # Random weights: a test downloads nothing.
     theirs = tf.keras.applications.VGG16(False, None, input_shape=(64, 96, 3))
     rng = np.random.RandomState(0)
     for variable in theirs.weights[1::2]:  # biases, which start at zero
@@ -142,6 +143,7 @@ class Malicious:
         return (os.mkdir, (str(self.trace),))
 
 
+# From protocol 4 on another opcode names what is to be called.
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_a_malicious_file_runs_nothing(tmp_path: Path, protocol: int) -> None:
     """One line that names what it wanted to run."""

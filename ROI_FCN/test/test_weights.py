@@ -103,6 +103,7 @@ def test_mismatch_lists_what_is_wrong_and_loads_nothing(
     weights.save_npz(create_model(3, 8, 8)[0], path)
     network = create_model(*SIZE)[0]
     before = arrays_of(network)
+    # All 40 but those of conv7 and conv8, b6 and b_t3: no width enters.
     with pytest.raises(UserError, match="wrong shape 34.*--base_filters"):
         weights.load(network, path)
     for name, value in arrays_of(network).items():

@@ -171,6 +171,7 @@ def test_stream_is_a_function_of_seed_and_position() -> None:
 
 def test_ranks_share_one_stream() -> None:
     """Eight ranks see disjoint samples that together are the stream."""
+    # More ranks than pictures, so that one step crosses an epoch's end.
     parts = [stream(16, 3, rank, 8) for rank in range(8)]
     assert sorted(sum(parts, [])) == stream(16, 24)
 

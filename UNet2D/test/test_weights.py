@@ -100,6 +100,7 @@ def test_mismatch_lists_what_is_wrong_and_loads_nothing(
     weights.save_npz(create_model(2, 1, 8)[0], path)
     network = create_model(*SIZE)[0]
     before = arrays_of(network)
+    # All 46 but the last bias, which has the size of the classes.
     with pytest.raises(UserError, match="wrong shape 45.*--base_filters"):
         weights.load(network, path)
     for name, value in arrays_of(network).items():

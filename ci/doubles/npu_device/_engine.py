@@ -82,6 +82,7 @@ def check_rank_table(path, rank_id, rank_size):
 def _table_problem(table, rank_id, rank_size):
     if not _all_strings(table):
         return "a value is not a string"
+    # 1.2, an Atlas A3's, has further fields, which the double does not know.
     if table["version"] != "1.0":
         return f"version {table['version']}"
     servers = table["server_list"]

@@ -9,6 +9,7 @@ import tensorflow as tf
 from npu_device import _engine, configs
 from npu_device._state import package, record, state
 
+# Read at import, as by the adapter: what is set later has no effect.
 _loop_size = int(os.environ.get("NPU_LOOP_SIZE") or 1)
 
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 from npu_device._state import record
 
 _KerasOptimizer = tf.keras.mixed_precision.LossScaleOptimizer
+# Keras 3 has no dynamic=False: a scale that never grows stands for it.
 _GROWTH_DISABLED = 2**31 - 1
 
 
@@ -23,6 +24,7 @@ class _Overflow:
         dynamic_growth_steps=None,
     ):
         record("NpuLossScaleOptimizer", inner_optimizer)
+        # 2000 steps and 2**15 are Keras' own defaults.
         growth_steps = dynamic_growth_steps or 2000
         super().__init__(
             inner_optimizer,
