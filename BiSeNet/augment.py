@@ -1,9 +1,9 @@
 """From pictures to crops of one size: scale, flip, padding, colours.
 
 Graph functions of single samples without state: what is random comes in as
-draws, made from (seed, position in the stream) alone. The order is the
-reference's, except that the window is cut before it is scaled, which is the
-same window for a fraction of the work.
+draws, made from (seed, position in the stream) alone. The window is cut before
+it is scaled, not after as in the reference: the same window for a fraction of
+the work. It is then flipped, and padded last, so that padding stays black.
 """
 
 from typing import NamedTuple

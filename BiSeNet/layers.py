@@ -13,7 +13,7 @@ from common.npu_config import Runtime
 
 EPSILON = 1.001e-5  # TF1's fused kernel raises the reference's 1e-5 to this
 MAX_PIXEL = 255.0
-# Kernel initialisers by where they are used in the reference.
+# Kernel initialisers.
 # Keras makes up for the spread that a truncated normal loses, as TF1 did by
 # 1.3 times the variance: the two differ by 0.6 per cent.
 STARTS = {

@@ -63,6 +63,7 @@ def find_inputs(pattern: str) -> list[str]:
     """Picture files meant by a file, a folder or a glob, natural order."""
     if os.path.isdir(pattern):
         found = pictures.list_pictures(pattern)
+    # Before any glob: a name may have brackets in it.
     elif os.path.exists(pattern):
         found = [pattern]
     else:
@@ -72,6 +73,16 @@ def find_inputs(pattern: str) -> list[str]:
             f"--input={pattern}: no pictures found; give a file, a folder or "
             f"a glob of {', '.join(pictures.EXTENSIONS)} files"
         )
+    named = {}
+    for path in found:
+        stem = os.path.splitext(os.path.basename(path))[0]
+        # Without a word the later result would take the earlier one's place.
+        if stem in named:
+            raise UserError(
+                f"{named[stem]} and {path}: the results of both would be "
+                f"{stem}_*; rename one, or predict them into two folders"
+            )
+        named[stem] = path
     return found
 
 

@@ -110,4 +110,5 @@ def _clock_time(seconds: float) -> str:
 
 def peak_memory_mb() -> int:
     """Largest resident memory of this process so far, in MB."""
+    # Linux counts in kilobytes; macOS would give bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

@@ -16,8 +16,7 @@ from BiSeNet.backbones import FRONTENDS
 from BiSeNet.model import CombinePath
 from common.npu_config import UserError
 
-# What a TF1 checkpoint of the reference holds beside weights: optimiser
-# slots, the step and the loss scale of the Ascend port.
+# What TF1 checkpoints hold beside weights: slots of optimisers and averages.
 NOT_WEIGHTS = ("Momentum", "ExponentialMovingAverage", "RMSProp", "RMSProp_1")
 NOT_LAYERS = ("global_step", "loss_scale", "good_steps", "bad_steps")
 # The leaf of a variable's TF1 name, by the kind of layer and Keras' name.

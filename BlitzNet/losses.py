@@ -110,7 +110,7 @@ def detection_losses(
     # A rank's share of a sum over all, times their number: ranks average.
     share = ranks.size / tf.maximum(found, 1.0)
     distances = tf.reduce_sum(smooth_l1(location - boxes), -1)
-    # The offsets of priors without an object may be infinite.
+    # Targets made elsewhere may hold infinite offsets where no object is.
     distances = tf.where(positives > 0, distances, 0.0)
     considered = positives + negatives
     # The reference counts one negative even where none is mined.

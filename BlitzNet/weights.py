@@ -20,8 +20,7 @@ from BlitzNet.layers import (
 )
 from common.npu_config import UserError
 
-# What a TF1 checkpoint of the reference holds beside weights: optimiser
-# slots, the step and the loss scale of the Ascend port.
+# What TF1 checkpoints hold beside weights: slots of optimisers and averages.
 NOT_WEIGHTS = ("Adam", "Adam_1", "Momentum", "ExponentialMovingAverage")
 NOT_LAYERS = (
     "global_step",

@@ -51,8 +51,9 @@ def scaled_size(size: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 def range_size(size: tf.Tensor, recipe: Recipe) -> tf.Tensor:
     """Height and width of a picture brought to the range of min_resize.
 
-    The short side becomes min_resize, unless the long side would exceed
-    max_resize: then that is its length. With a factor f sides are raised to
+    The short side becomes min_resize, or by the reference's cutting off a
+    pixel less, unless the long side would exceed max_resize: then that is its
+    length. With a factor f sides are raised to
     the next k f + 1.
     """
     if not recipe.min_resize:

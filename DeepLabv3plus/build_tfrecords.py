@@ -2,7 +2,7 @@
 
 python DeepLabv3plus/build_tfrecords.py --data_path=VOC2012 --output=DIR
 Every list of ImageSets/Segmentation becomes <split>-0000i-of-00004.tfrecord;
-files keep their bytes. train.py reads either form.
+pictures keep their bytes. train.py reads either form.
 """
 
 import glob

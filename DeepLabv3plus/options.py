@@ -10,8 +10,10 @@ from typing import Optional
 from absl import flags
 
 from common.npu_config import UserError
+from DeepLabv3plus.model import Shape, features_size
 
 FLAGS = flags.FLAGS
+SMALL_BATCH = 8  # pictures; the reference trains batch norm with 16 and more
 USUAL = (
     "model_variant",
     "output_stride",
@@ -58,12 +60,12 @@ def define_flags() -> None:
     flags.DEFINE_bool("sync_batch_norm", True, "Over the ranks, if trained.")
     real("momentum", 0.9, "Share of the velocity kept.", 0.0, 1.0)
     real("learning_power", 0.9, "Of the policy poly.", 0.0)
-    real("last_layer_gradient_multiplier", 1.0, "Of logits/.", 0.0)
+    real("last_layer_gradient_multiplier", 1.0, "After the backbone.", 0.0)
     whole("hard_example_mining_step", 0, "Steps of its beginning.", 0)
     flags.DEFINE_bool(
         "last_layers_contain_logits_only",
         False,
-        "What --initialize_last_layer=False leaves out: logits/ alone.",
+        "Last layers are logits/ alone, not all after the backbone.",
     )
     flags.DEFINE_bool("upsample_logits", True, "Else labels are made small.")
     real("min_scale_factor", 0.5, "Smallest scale of pictures.", 0.1)
@@ -103,6 +105,41 @@ def check_label_weights(classes: int) -> None:
             f"--label_weights has {len(given)} weights, the data "
             f"{classes} classes: give one for each"
         )
+
+
+def warnings(
+    values: dict[str, object], batch: int, size: tuple[int, int], shape: Shape
+) -> list[str]:
+    """What seldom works, a sentence each.
+
+    Args:
+      values: flags of the run.
+      batch: pictures of a step, of all ranks.
+      size: height and width of the training crop, pixels.
+      shape: of the network.
+    """
+    told, trained = [], values["fine_tune_batch_norm"]
+    if trained and batch < SMALL_BATCH:
+        told.append(
+            f"batch norm is trained on {batch} pictures a step: below "
+            f"{SMALL_BATCH} its statistics are noisy"
+        )
+    if not trained and not values["init_checkpoint"]:
+        told.append(
+            "batch norm is frozen, which learns next to nothing from random "
+            "weights: give --init_checkpoint, or --fine_tune_batch_norm"
+        )
+    height, width, _ = features_size(*size, shape)
+    rates = [rate for rate in shape.atrous_rates if rate >= min(height, width)]
+    if trained and rates and values["eval_crop_size"]:
+        # All taps but the middle one of such a kernel see padding alone. They
+        # stay as they were drawn, and a larger crop would then show them.
+        told.append(
+            f"rates {rates} of the pyramid reach beyond the {height}x{width} "
+            "features of a training crop, so most of their kernels learn "
+            "nothing: leave --eval_crop_size out, or lower --atrous_rates"
+        )
+    return told
 
 
 def numbers(given: Optional[Sequence[str]], flag: str) -> list[float]:

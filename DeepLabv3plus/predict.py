@@ -55,6 +55,16 @@ def find_inputs(pattern: str) -> list[str]:
             f"--input={pattern}: no pictures found; give a file, a folder or "
             f"a glob of {', '.join(pictures.EXTENSIONS)} files"
         )
+    named = {}
+    for path in found:
+        stem = os.path.splitext(os.path.basename(path))[0]
+        # Without a word the later result would take the earlier one's place.
+        if stem in named:
+            raise UserError(
+                f"{named[stem]} and {path}: the results of both would be "
+                f"{stem}_*; rename one, or predict them into two folders"
+            )
+        named[stem] = path
     return found
 
 

@@ -2,7 +2,7 @@
 
 A picture smaller than the crop is padded; over a larger one the crop slides,
 and where windows overlap their probabilities are averaged. So the network
-sees one size alone, which an NPU needs and which keeps the memory small.
+sees one size per scale, which an NPU needs and which keeps the memory small.
 """
 
 from typing import NamedTuple

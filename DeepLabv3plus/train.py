@@ -53,7 +53,6 @@ SHAPE_FLAGS = (
     "decoder_filters",
     "seed",
 )
-SMALL_BATCH = 8  # pictures; the reference trains batch norm with 12 and more
 
 
 def define_flags() -> None:
@@ -142,21 +141,6 @@ def check_flags() -> None:
     options.check_flags()
     if FLAGS.train_split == "trainval" and FLAGS.eval_split == "val":
         print("trainval contains val: figures on val will flatter the run")
-
-
-def warn_of_batch_norm(runtime: npu_config.Runtime) -> None:
-    """Tells of what seldom works."""
-    batch = FLAGS.batch_size * runtime.size
-    if FLAGS.fine_tune_batch_norm and batch < SMALL_BATCH:
-        print(
-            f"batch norm is trained on {batch} pictures a step: below "
-            f"{SMALL_BATCH} its statistics are noisy"
-        )
-    if not FLAGS.fine_tune_batch_norm and not FLAGS.init_checkpoint:
-        print(
-            "batch norm is frozen, which learns next to nothing from random "
-            "weights: give --init_checkpoint, or --fine_tune_batch_norm"
-        )
 
 
 def read_data(
@@ -259,9 +243,9 @@ def create_network(
     if FLAGS.init_checkpoint:
         new_layers = ()
         if not FLAGS.initialize_last_layer:
-            new_layers = weights.LAST_LAYERS
-            if FLAGS.last_layers_contain_logits_only:
-                new_layers = (weights.CLASSIFIER,)
+            new_layers = weights.last_layers(
+                FLAGS.last_layers_contain_logits_only
+            )
         left, extra = weights.load(network, FLAGS.init_checkpoint, new_layers)
         print(
             f"weights from {FLAGS.init_checkpoint}; new: {weights.some(left)}"
@@ -324,7 +308,9 @@ def make_train_step(
     named = weights.trainable_variables(trainer)
     variables = list(named.values())
     multipliers = weights.gradient_multipliers(
-        named, FLAGS.last_layer_gradient_multiplier
+        named,
+        FLAGS.last_layer_gradient_multiplier,
+        weights.last_layers(FLAGS.last_layers_contain_logits_only),
     )
 
     def train_step(batch):
@@ -351,7 +337,12 @@ def train(runtime: npu_config.Runtime, path: str) -> None:
     evaluation_data = evaluation_stream(runtime)
 
     print("model and optimiser")
-    warn_of_batch_norm(runtime)
+    values = FLAGS.flag_values_dict()
+    size = dataset.parse_size(FLAGS.train_crop_size, "train_crop_size")
+    for warning in options.warnings(
+        values, FLAGS.batch_size * runtime.size, size, shape_of(values)
+    ):
+        print(warning)
     network, trainer, optimizer = create_network(runtime)
     print(f"{network.count_params()} parameters")
 

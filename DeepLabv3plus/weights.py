@@ -17,8 +17,7 @@ import tensorflow as tf
 from common.npu_config import UserError
 from DeepLabv3plus.layers import Classifier, Convolution
 
-# What a TF1 checkpoint of the reference holds beside weights: optimiser
-# slots, the step and the loss scale of the Ascend port.
+# What TF1 checkpoints hold beside weights: slots of optimisers and averages.
 NOT_WEIGHTS = ("Momentum", "Adam", "Adam_1", "ExponentialMovingAverage")
 NOT_LAYERS = (
     "global_step",
@@ -32,7 +31,7 @@ STATISTICS = ("gamma", "beta", "moving_mean", "moving_variance")
 CLASSIFIER = "logits/"  # alone depends on the classes
 # The reference's; only the classifier has a bias here.
 BIAS_MULTIPLIER = 2.0  # of gradients
-# What --initialize_last_layer=False leaves out of a checkpoint.
+# What comes after the backbone: the reference's "last layers".
 LAST_LAYERS = (
     CLASSIFIER,
     "image_pooling/",
@@ -112,14 +111,27 @@ def decayed(names: Iterable[str]) -> list[str]:
     return [name for name in names if name.endswith("/weights")]
 
 
+def last_layers(logits_only: bool) -> tuple[str, ...]:
+    """Beginnings of the names of what the flags call last layers."""
+    return (CLASSIFIER,) if logits_only else LAST_LAYERS
+
+
 def gradient_multipliers(
-    names: Iterable[str], last_layer: float = 1.0
+    names: Iterable[str],
+    last_layer: float = 1.0,
+    last: tuple[str, ...] = LAST_LAYERS,
 ) -> list[float]:
-    """What the reference multiplies the gradients of variables by."""
+    """What the reference multiplies the gradients of variables by.
+
+    Args:
+      names: of the variables, in TF1.
+      last_layer: factor of the variables whose names begin as `last` says.
+      last: see last_layers.
+    """
     multipliers = []
     for name in names:
         multiplier = BIAS_MULTIPLIER if name.endswith("/biases") else 1.0
-        if name.startswith(CLASSIFIER):
+        if name.startswith(last):
             multiplier *= last_layer
         multipliers.append(multiplier)
     return multipliers

@@ -111,8 +111,8 @@ def random_crop(
     """Cuts a window of 0.7 to 1 of each side that shows labelled pixels.
 
     The first of CROP_TRIES windows with CROP_PIXELS labelled pixels is taken,
-    or that with the most of them: the reference searched in a loop that did
-    not always end.
+    or that with the most of them: the reference searched in a loop and could
+    end in a crash.
     """
     size = tf.shape(sample.label)[:2]
     share = between(draws[:2], CROP_LEAST, 1.0)
@@ -123,7 +123,8 @@ def random_crop(
     corners = tf.reshape(draws[3 : 3 + 2 * CROP_TRIES], [CROP_TRIES, 2])
     corners = tf.cast(corners * room, tf.int32)
     # Sums over all windows at once, from a table of sums.
-    marked = tf.cast(sample.label[..., 0] > 0, tf.int32)
+    label, valid = sample.label[..., 0], sample.valid[..., 0]
+    marked = tf.cast((label > 0) & (valid > 0), tf.int32)
     table = tf.cumsum(tf.cumsum(tf.pad(marked, [[1, 0], [1, 0]])), axis=1)
     ends = corners + window
     counts = (

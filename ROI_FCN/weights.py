@@ -15,8 +15,7 @@ from common.npu_config import UserError
 from ROI_FCN import vgg16
 from ROI_FCN.model import VGG_LAYERS
 
-# What a TF1 checkpoint of the reference holds beside weights: optimiser
-# slots, the step and the loss scale of the Ascend port.
+# What TF1 checkpoints hold beside weights: slots of optimisers and averages.
 NOT_WEIGHTS = ("Adam", "Adam_1", "Momentum", "ExponentialMovingAverage")
 NOT_LAYERS = (
     "global_step",

@@ -35,11 +35,12 @@ def soft_dice(
 def cross_entropy(
     logits: tf.Tensor, one_hot: tf.Tensor, valid: tf.Tensor
 ) -> tf.Tensor:
-    """Mean cross-entropy over the valid pixels, a scalar in nats."""
-    # A picture that is all padding after a box has no pixel to divide by.
+    """Mean cross-entropy of each picture's valid pixels, [N] in nats."""
     per_pixel = tf.nn.softmax_cross_entropy_with_logits(one_hot, logits)
+    # A picture that is all padding after a box has no pixel to divide by.
     return tf.math.divide_no_nan(
-        tf.reduce_sum(per_pixel * valid), tf.reduce_sum(valid)
+        tf.reduce_sum(per_pixel * valid, axis=[1, 2]),
+        tf.reduce_sum(valid, axis=[1, 2]),
     )
 
 
@@ -57,7 +58,9 @@ def segmentation_losses(
       Scalars `cross_entropy`, `dice_loss` and `total_loss`, their sum.
     """
     one_hot = tf.one_hot(labels, logits.shape[-1])
-    entropy = cross_entropy(logits, one_hot, valid)
+    # A mean of the pictures' own: one over all pixels of a batch would make
+    # two ranks another thing than one rank with twice the batch.
+    entropy = tf.reduce_mean(cross_entropy(logits, one_hot, valid))
     dice = soft_dice(tf.nn.softmax(logits), one_hot, valid)
     dice_loss = tf.reduce_mean(1.0 - dice)
     return {

@@ -27,12 +27,7 @@ def picture_totals(
     """
     classes = logits.shape[-1]
     one_hot = tf.one_hot(labels, classes)
-    entropies = tf.stack(
-        [
-            losses.cross_entropy(logits[i], one_hot[i], valid[i])
-            for i in range(logits.shape[0])
-        ]
-    )
+    entropies = losses.cross_entropy(logits, one_hot, valid)
     # Invalid pixels keep their place with weight 0, which keeps shapes static.
     confusion = tf.math.confusion_matrix(
         tf.reshape(labels, [-1]),

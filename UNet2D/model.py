@@ -1,8 +1,8 @@
 """The 2015 U-Net with valid convolutions, as NVIDIA's UNet_Medical builds it.
 
 An n x n input gives n - 184 logits: every 3x3 convolution eats its border, so
-that a tile's output does not depend on padding. Layers carry the names of the
-TF1 reference, which makes the checkpoint table of weights.py trivial.
+that only the up-convolutions feel where a tile ends. Layers carry the names of
+the TF1 reference, which makes the checkpoint table of weights.py trivial.
 """
 
 from collections.abc import Sequence
@@ -138,7 +138,7 @@ def create_model(
     Returns:
       `network`: images [N, H, W, in_channels] in [-1, 1] to logits
       [N, H - 184, W - 184, num_classes], float32. `trainer`: the same from
-      [images, dropout_mask], where the mask [N, H/16 - 9.75, ...] multiplies
+      [images, dropout_mask], where the mask [N, H/16 - 7.75, ...] multiplies
       the bottleneck. It comes from the data stream rather than from a
       dropout layer, so that a sample is dropped the same way on whichever
       rank and after whichever resume it is seen.

@@ -19,7 +19,7 @@ from common.npu_config import UserError
 from UNet2D.launch import launch
 
 FLAGS = flags.FLAGS
-MEMBRANE_PIXELS = 4.0  # half the width of a membrane
+MEMBRANE_PIXELS = 4.0  # width of a membrane, about
 CELL_PIXELS = 36  # mean distance of two cells
 
 

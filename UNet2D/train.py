@@ -38,7 +38,7 @@ FLAGS = flags.FLAGS
 MODEL = "UNet2D"
 VERSION = "1.0.0"
 # Flags that fix the network and the data it sees within one run.
-# fold and seed say what is held out: with others the run would be scored on
+# The last three say what is held out: with others the run would be scored on
 # pictures that it has learnt.
 SHAPE_FLAGS = (
     "image_size",
@@ -46,6 +46,7 @@ SHAPE_FLAGS = (
     "num_classes",
     "base_filters",
     "fold",
+    "fold_split",
     "seed",
 )
 # Bare switches of the seed's commands and what they mean here.

@@ -40,7 +40,7 @@ def to_bytes(image: np.ndarray) -> np.ndarray:
 def overlay(
     picture: np.ndarray, classes: np.ndarray, count: int
 ) -> np.ndarray:
-    """Blends class boundaries and colours over a picture [h, w, 3] uint8."""
+    """Blends the classes' colours over a picture [h, w, 3] uint8."""
     colours = palette(count)[classes].astype(np.float32)
     return (0.6 * picture + 0.4 * colours).astype(np.uint8)
 

@@ -146,6 +146,9 @@ def test_inputs_by_file_folder_and_glob(tmp_path: Path) -> None:
     assert [Path(path).name for path in found] == names[:2]
     with pytest.raises(UserError, match="no pictures found"):
         predict.find_inputs(str(tmp_path / "none*"))
+    (tmp_path / "frame9.jpg").touch()
+    with pytest.raises(UserError, match=r"9.jpg and .*9.png: the results"):
+        predict.find_inputs(str(tmp_path))
 
 
 def test_the_run_that_is_shipped(

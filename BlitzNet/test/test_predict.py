@@ -199,3 +199,18 @@ def test_names_of_classes(tmp_path: Path) -> None:
     assert voc.class_names(path, None, None) == ["background", "cat", "dog"]
     given = voc.class_names(path, ["owl"], 3)
     assert given == ["background", "owl", "class 2"]
+
+
+def test_inputs_by_file_folder_and_glob(tmp_path: Path) -> None:
+    """Natural order, pictures only."""
+    for name in ("10.png", "9.png", "notes.txt", "a b.JPG"):
+        (tmp_path / name).write_bytes(b"")
+    names = [Path(path).name for path in predict.find_inputs(str(tmp_path))]
+    assert names == ["9.png", "10.png", "a b.JPG"]
+    found = predict.find_inputs(str(tmp_path / "*.png"))
+    assert [Path(path).name for path in found] == ["9.png", "10.png"]
+    with pytest.raises(UserError, match="no pictures found"):
+        predict.find_inputs(str(tmp_path / "none*"))
+    (tmp_path / "10.jpg").touch()
+    with pytest.raises(UserError, match=r"10.jpg and .*10.png: the results"):
+        predict.find_inputs(str(tmp_path))

@@ -13,6 +13,7 @@ from DeepLabv3plus import (
     dataset,
     evaluate,
     metrics,
+    options,
     predict,
     sample_data,
     segment,
@@ -205,6 +206,9 @@ def test_inputs_by_file_folder_and_glob(tmp_path: Path) -> None:
     assert [Path(path).name for path in found] == ["9.png", "10.png"]
     with pytest.raises(UserError, match="no pictures found"):
         predict.find_inputs(str(tmp_path / "none*"))
+    (tmp_path / "10.jpg").touch()
+    with pytest.raises(UserError, match=r"10.jpg and .*10.png: the results"):
+        predict.find_inputs(str(tmp_path))
 
 
 def test_masks_keep_class_ids(tmp_path: Path) -> None:
@@ -221,3 +225,28 @@ def test_masks_keep_class_ids(tmp_path: Path) -> None:
     assert (overlay[classes == 0] == 100).all()
     share = visuals.OVERLAY_SHARE
     assert abs(overlay[5, 0, 0] - (share * 192 + (1 - share) * 100)) <= 1
+
+
+def test_what_seldom_works_is_told() -> None:
+    """Small batches, frozen random weights, rates wider than the features."""
+
+    def told(**given) -> list[str]:
+        values = {
+            "fine_tune_batch_norm": True,
+            "init_checkpoint": None,
+            "eval_crop_size": None,
+            **given,
+        }
+        batch = values.pop("batch", 8)
+        size = values.pop("size", (257, 257))
+        return options.warnings(values, batch, size, Shape())
+
+    assert told() == []
+    assert told(eval_crop_size="361,481", size=(513, 513)) == []
+    (rates,) = told(eval_crop_size="361,481")
+    assert rates.startswith("rates [18] of the pyramid reach beyond the 17x17")
+    (small,) = told(batch=7)
+    assert small.startswith("batch norm is trained on 7 pictures a step")
+    (frozen,) = told(fine_tune_batch_norm=False)
+    assert frozen.startswith("batch norm is frozen")
+    assert told(fine_tune_batch_norm=False, init_checkpoint="a") == []

@@ -116,6 +116,9 @@ def test_inputs_by_file_folder_and_glob(tmp_path: Path) -> None:
     assert [Path(path).name for path in found] == ["9.png", "10.png"]
     with pytest.raises(UserError, match="no pictures found"):
         predict.find_inputs(str(tmp_path / "none*"))
+    (tmp_path / "10.jpg").touch()
+    with pytest.raises(UserError, match=r"10.jpg and .*10.png: the results"):
+        predict.find_inputs(str(tmp_path))
 
 
 def test_palette_keeps_the_reference_s_colours() -> None:

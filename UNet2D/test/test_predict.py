@@ -75,3 +75,6 @@ def test_inputs_by_file_folder_and_glob(tmp_path: Path) -> None:
     assert [Path(path).name for path in found] == ["9.png", "10.png"]
     with pytest.raises(predict.UserError, match="no pictures found"):
         predict.find_inputs(str(tmp_path / "none*"))
+    (tmp_path / "10.jpg").touch()
+    with pytest.raises(predict.UserError, match="the results of both"):
+        predict.find_inputs(str(tmp_path))
