@@ -93,13 +93,16 @@ def watched(
 ) -> Iterator[Item]:
     """Yields the items; of long work rank 0 tells how much is left."""
     start = told = time.perf_counter()
-    for done, item in enumerate(items, 1):
+    for done, item in enumerate(items):
         yield item
         now = time.perf_counter()
-        if rank == 0 and now - told >= REPORT_SECONDS:
+        if done == 0:
+            # Tracing is in the first: it says little of the others.
+            start = now
+        elif rank == 0 and now - told >= REPORT_SECONDS:
             told = now
-            left = _clock_time((now - start) / done * (total - done))
-            print(f"{task} {done}/{total}  left {left}", flush=True)
+            left = _clock_time((now - start) / done * (total - done - 1))
+            print(f"{task} {done + 1}/{total}  left {left}", flush=True)
 
 
 def _clock_time(seconds: float) -> str:

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -89,6 +90,7 @@ class Judge:
         self.step = graph(self._step, [{"image": image, "mask": mask}])
         self.infer = graph(self._infer, [image, size])
         self.timed = graph(self._timed, [image])
+        self.forward = graph(self._forward, [image])
 
     def find(self, outputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Boxes, scores and classes in the outputs for one picture."""
@@ -140,6 +142,10 @@ class Judge:
         if "segmentation" in outputs:
             results["predicted"] = tf.argmax(outputs["segmentation"], -1)
         return results
+
+    def _forward(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The network alone."""
+        return self.network(image, training=False)
 
 
 def segment(logits: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
@@ -360,16 +366,34 @@ def benchmark(values: dict[str, object], judge: Judge) -> None:
     data = dataset.evaluation_batches(pairs, values["image_size"]).repeat()
     seconds = []
     for batch in data.take(TIMED):
-        start = time.perf_counter()
-        for value in judge.timed(batch["image"]).values():
-            # Waits for the device, which so far has only been told to start.
-            value.numpy()
-        seconds.append(time.perf_counter() - start)
-    mean, spread = np.mean(seconds[WARMUP:]), np.std(seconds[WARMUP:])
+        # In turn, so that both see the same load of the machine.
+        seconds.append(
+            [
+                time_of(graph, batch["image"])
+                for graph in (judge.timed, judge.forward)
+            ]
+        )
+    whole, forward = 1000.0 * np.transpose(seconds[WARMUP:])
     print(
-        f"Mean={1000 * mean:.2f}ms; Std={1000 * spread:.2f}ms; "
-        f"FPS={1 / mean:.2f}"
+        f"Mean={whole.mean():.2f}ms; Std={whole.std():.2f}ms; "
+        f"FPS={1000.0 / whole.mean():.2f}"
     )
+    alone, rest = np.median(forward), np.median(whole - forward)
+    print(
+        f"network {alone:.2f} ms, decoding and suppression {rest:.2f} ms, "
+        f"{rest / alone:.1%} of it (medians)"
+    )
+
+
+def time_of(
+    graph: Callable[[tf.Tensor], dict[str, tf.Tensor]], image: tf.Tensor
+) -> float:
+    """Seconds until all that a graph makes of a picture is there."""
+    start = time.perf_counter()
+    for value in graph(image).values():
+        # Waits for the device, which so far has only been told to start.
+        value.numpy()
+    return time.perf_counter() - start
 
 
 def main() -> None:
