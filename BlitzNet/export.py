@@ -201,22 +201,60 @@ def export_tflite(graph: Graph, output: str) -> Outputs:
 
 def export_onnx(graph: Graph, output: str) -> Outputs:
     """ONNX, converted from the frozen graph, run by onnxruntime."""
+    import onnx
     import onnxruntime
     import tf2onnx
 
     path = os.path.join(output, "blitznet.onnx")
     fetches = [f"{each}:0" for each in graph.expected]
-    tf2onnx.convert.from_graph_def(
+    model, _ = tf2onnx.convert.from_graph_def(
         graph.graph_def,
         input_names=[f"{IMAGE}:0"],
         output_names=fetches,
         # tf2onnx is tested from 14 to 18; old runtimes take the low ones.
         opset=15,
-        output_path=path,
     )
+    fix_sizes(model)
+    onnx.save(model, path)
     session = onnxruntime.InferenceSession(path)
     values = session.run(fetches, {f"{IMAGE}:0": graph.images})
     return dict(zip(graph.expected, values))
+
+
+def fix_sizes(model: "onnx.ModelProto") -> None:  # noqa: F821, optional
+    """Gives the resizes of a graph their sizes in place of scales.
+
+    tf2onnx rounds scales down, so that 3 * (5 / 3) pixels become 4. Rounded up
+    they would give the right sizes, and wrong pixels where a nearest
+    neighbour lies exactly on one.
+    """
+    import onnx
+
+    graph = model.graph
+    constants = {each.name: each for each in graph.initializer}
+    resizes = [node for node in graph.node if node.op_type == "Resize"]
+    for node in resizes:
+        name = node.input[2]
+        scales = onnx.numpy_helper.to_array(constants[name])
+        exact = scales == np.round(scales)
+        raised = np.where(exact, scales, np.nextafter(scales, np.inf))
+        raised = onnx.numpy_helper.from_array(raised.astype("f4"), name)
+        constants[name].CopyFrom(raised)
+    del graph.value_info[:]  # declared with the wrong sizes
+    inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
+    shapes = {each.name: each.type.tensor_type.shape.dim for each in inferred}
+    unused = set()
+    for node in resizes:
+        sizes = [each.dim_value for each in shapes[node.output[0]]]
+        name = f"{node.name}_sizes"
+        graph.initializer.append(
+            onnx.numpy_helper.from_array(np.array(sizes, np.int64), name)
+        )
+        unused.add(node.input[2])
+        del node.input[1:]
+        node.input.extend(["", "", name])
+    for name in unused:
+        graph.initializer.remove(constants[name])
 
 
 def export_tf1(graph: Graph, output: str) -> Outputs:
