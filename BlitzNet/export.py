@@ -233,8 +233,9 @@ def fix_sizes(model: "onnx.ModelProto") -> None:  # noqa: F821, optional
     graph = model.graph
     constants = {each.name: each for each in graph.initializer}
     resizes = [node for node in graph.node if node.op_type == "Resize"]
-    for node in resizes:
-        name = node.input[2]
+    # A set, for two resizes may share their scales.
+    replaced = {node.input[2] for node in resizes}
+    for name in replaced:
         scales = onnx.numpy_helper.to_array(constants[name])
         exact = scales == np.round(scales)
         raised = np.where(exact, scales, np.nextafter(scales, np.inf))
@@ -243,17 +244,15 @@ def fix_sizes(model: "onnx.ModelProto") -> None:  # noqa: F821, optional
     del graph.value_info[:]  # declared with the wrong sizes
     inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
     shapes = {each.name: each.type.tensor_type.shape.dim for each in inferred}
-    unused = set()
     for node in resizes:
         sizes = [each.dim_value for each in shapes[node.output[0]]]
         name = f"{node.name}_sizes"
         graph.initializer.append(
             onnx.numpy_helper.from_array(np.array(sizes, np.int64), name)
         )
-        unused.add(node.input[2])
         del node.input[1:]
         node.input.extend(["", "", name])
-    for name in unused:
+    for name in replaced:
         graph.initializer.remove(constants[name])
 
 
