@@ -187,8 +187,6 @@ class BatchNorm(tf.keras.layers.Layer):
         gamma = tf.ones_like(beta)
         if self.gamma is not None:
             gamma = tf.convert_to_tensor(self.gamma)
-        if training and self.runtime:
-            return self._synchronised(features, gamma, beta)
         if not training:
             return tf.compat.v1.nn.fused_batch_norm(
                 features,
@@ -201,30 +199,16 @@ class BatchNorm(tf.keras.layers.Layer):
             )[0]
         # This variance is the unbiased one, which TF1 averages as well; the
         # features are normalised by the biased one.
-        features, mean, variance = tf.compat.v1.nn.fused_batch_norm(
-            features, gamma, beta, epsilon=self.epsilon
-        )
+        if self.runtime:
+            features, mean, variance = self.runtime.batch_norm(
+                features, gamma, beta, self.moving_mean, self.epsilon
+            )
+        else:
+            features, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+                features, gamma, beta, epsilon=self.epsilon
+            )
         self._remember(mean, variance)
         return features
-
-    def _synchronised(
-        self, features: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor
-    ) -> tf.Tensor:
-        """Normalises by the moments of all ranks' features."""
-        wide = tf.cast(features, tf.float32)
-        (mean,) = self.runtime.all_reduce([tf.reduce_mean(wide, [0, 1, 2])])
-        # In two passes: the difference of large squares would lose digits.
-        centred = wide - mean
-        (variance,) = self.runtime.all_reduce(
-            [tf.reduce_mean(tf.square(centred), [0, 1, 2])]
-        )
-        # Unbiased, as the kernel gives it. At least 1, since the means of one
-        # picture alone are a batch of one value.
-        count = self.runtime.size * tf.reduce_prod(tf.shape(wide)[:3])
-        count = tf.cast(count, tf.float32)
-        self._remember(mean, variance * count / tf.maximum(count - 1.0, 1.0))
-        factor = gamma * tf.math.rsqrt(variance + self.epsilon)
-        return tf.cast(centred * factor + beta, features.dtype)
 
     def _remember(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
         """Moves the averages that inference uses towards a batch's."""

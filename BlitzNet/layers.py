@@ -5,9 +5,11 @@ and tell their output's shape, since Keras would trace them to find it.
 """
 
 from collections.abc import Sequence
-from typing import Callable, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
 import tensorflow as tf
+
+from common import npu_config
 
 # The reference's mean; ImageNet's usual one is 103.939, 116.779, 123.68.
 MEAN_BGR = (103.062623801, 115.902882574, 123.151630838)
@@ -23,15 +25,13 @@ class Norm(NamedTuple):
     Attributes:
       decay: share of the moving statistics that a step keeps.
       frozen: use them in training too, and leave gamma and beta alone.
-      mean: means of a list of tensors over the ranks; None for the
+      runtime: of the ranks whose batches are taken as one; None for the
         statistics of each rank's own batch.
-      ranks: number of ranks.
     """
 
     decay: float = 0.9
     frozen: bool = False
-    mean: Optional[Callable[[list], list]] = None
-    ranks: int = 1
+    runtime: Optional[npu_config.Runtime] = None
 
 
 class Prepare(tf.keras.layers.Layer):
@@ -122,10 +122,12 @@ class ConvolutionNorm(tf.keras.layers.Layer):
         """Normalises by the batch's statistics, and remembers them."""
         # The kernel takes these in float32 alone, for maps of 16 bits too.
         gamma, beta = map(tf.convert_to_tensor, (self.gamma, self.beta))
-        if self.norm.mean:
-            outputs, mean, variance = self._over_ranks(features, gamma, beta)
+        # The moving variance is that of TF1: over N - 1.
+        if self.norm.runtime:
+            outputs, mean, variance = self.norm.runtime.batch_norm(
+                features, gamma, beta, self.moving_mean, EPSILON
+            )
         else:
-            # The fused kernel's variance is that of TF1: over N - 1.
             outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
                 features, gamma, beta, epsilon=EPSILON
             )
@@ -137,23 +139,6 @@ class ConvolutionNorm(tf.keras.layers.Layer):
             moving.assign(kept + (1.0 - self.norm.decay) * batch)
         return outputs
 
-    def _over_ranks(
-        self, features: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """As the fused kernel, with the statistics of all ranks' batches."""
-        over = _differentiable(self.norm.mean)
-        values = tf.cast(features, tf.float32)
-        mean = over(tf.reduce_mean(values, [0, 1, 2]))
-        centred = values - mean
-        # In two passes: mean squares less squared means lose their digits.
-        variance = over(tf.reduce_mean(tf.square(centred), [0, 1, 2]))
-        scale = gamma * tf.math.rsqrt(variance + EPSILON)
-        outputs = tf.cast(centred * scale + beta, features.dtype)
-        # The moving variance is over N - 1, as the fused kernel's is. Batches
-        # of all ranks are of one size, since dataset.py drops remainders.
-        count = tf.cast(tf.size(values[..., 0]) * self.norm.ranks, tf.float32)
-        return outputs, mean, variance * count / tf.maximum(count - 1.0, 1.0)
-
     def compute_output_shape(self, input_shape: Sequence) -> tuple:
         """[N, h, w, filters]."""
         count, height, width, _ = input_shape
@@ -164,20 +149,6 @@ class ConvolutionNorm(tf.keras.layers.Layer):
             -(-(width - border) // self.strides),
             self.filters,
         )
-
-
-def _differentiable(mean: Callable[[list], list]) -> Callable:
-    """The mean over ranks of a tensor, with its gradient.
-
-    Not every adapter has a gradient for its collectives; that of a mean over
-    ranks is the mean over ranks of what comes back.
-    """
-
-    @tf.custom_gradient
-    def over_ranks(tensor):
-        return mean([tensor])[0], lambda upstream: mean([upstream])[0]
-
-    return over_ranks
 
 
 class Subsample(tf.keras.layers.Layer):

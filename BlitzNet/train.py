@@ -256,8 +256,7 @@ def create_network(
     norm = Norm(
         FLAGS.bn_decay,
         FLAGS.freeze_batch_norm,
-        runtime.all_reduce if together else None,
-        runtime.size,
+        runtime if together else None,
     )
     network = model.create_model(
         Architecture.of(FLAGS.flag_values_dict()), norm

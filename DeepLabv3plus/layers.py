@@ -10,7 +10,7 @@ from typing import Callable, NamedTuple, Optional
 
 import tensorflow as tf
 
-Reduce = Callable[[list], list]  # the means of tensors over the ranks
+from common import npu_config
 
 
 def ceil_div(size: Optional[int], stride: int) -> Optional[int]:
@@ -93,27 +93,15 @@ class BatchNorm(NamedTuple):
       trained: use and collect the batch's statistics in training; otherwise
         the stored ones are used and never move.
       decay: of the collected statistics, per step.
-      reduce: means over the ranks, to take statistics of the whole batch;
-        None: of this rank's share.
-      ranks: how many there are.
+      runtime: of the ranks whose batches are taken as one; None for the
+        statistics of each rank's own batch.
     """
 
     trained: bool = False
     # The reference's: statistics follow over some 3300 steps, which is too
     # slow for short runs from random weights.
     decay: float = 0.9997
-    reduce: Optional[Reduce] = None
-    ranks: int = 1
-
-    def mean(self, values: tf.Tensor) -> tf.Tensor:
-        """Mean over the ranks, with the gradient of it."""
-
-        def over_ranks(local):
-            (mean,) = self.reduce([local])
-            # What another rank makes of the mean depends on this one too.
-            return mean, lambda upstream: self.reduce([upstream])[0]
-
-        return tf.custom_gradient(over_ranks)(values)
+    runtime: Optional[npu_config.Runtime] = None
 
 
 class Convolution(OwnPrecision):
@@ -237,17 +225,17 @@ class Convolution(OwnPrecision):
 
     def _normalize(self, features: tf.Tensor) -> tf.Tensor:
         """Batch norm by the batch's statistics, which are collected."""
-        if self.norm.reduce is None:
+        gamma, beta = map(tf.convert_to_tensor, (self.gamma, self.beta))
+        if self.norm.runtime:
+            features, mean, variance = self.norm.runtime.batch_norm(
+                features, gamma, beta, self.moving_mean, self.epsilon
+            )
+        else:
             # TF1's kernel: it collects the reference's variance, and Keras 3
             # has many small ops in its place.
             features, mean, variance = tf.compat.v1.nn.fused_batch_norm(
-                features,
-                tf.convert_to_tensor(self.gamma),
-                tf.convert_to_tensor(self.beta),
-                epsilon=self.epsilon,
+                features, gamma, beta, epsilon=self.epsilon
             )
-        else:
-            features, mean, variance = self._normalize_over_ranks(features)
         share = 1.0 - self.norm.decay
         for collected, new in (
             (self.moving_mean, mean),
@@ -256,24 +244,6 @@ class Convolution(OwnPrecision):
             old = tf.convert_to_tensor(collected)
             collected.assign_add(share * (tf.stop_gradient(new) - old))
         return features
-
-    def _normalize_over_ranks(self, features: tf.Tensor) -> tuple:
-        """The same by the statistics of all ranks' shares together."""
-        wide = tf.cast(features, tf.float32)
-        mean = self.norm.mean(tf.reduce_mean(wide, [0, 1, 2]))
-        centred = wide - mean
-        # In a second pass: a difference of large squares has few digits left.
-        variance = self.norm.mean(tf.reduce_mean(centred**2, [0, 1, 2]))
-        scale = tf.convert_to_tensor(self.gamma) * tf.math.rsqrt(
-            variance + self.epsilon
-        )
-        offset = tf.convert_to_tensor(self.beta)
-        normalized = tf.cast(centred * scale + offset, features.dtype)
-        # As the fused kernel collects it: without bias, over all ranks.
-        pixels = tf.cast(tf.reduce_prod(tf.shape(wide)[:3]), tf.float32)
-        pixels *= self.norm.ranks
-        unbiased = variance * pixels / tf.maximum(pixels - 1.0, 1.0)
-        return normalized, mean, unbiased
 
     def compute_output_shape(self, input_shape: Sequence) -> tuple:
         """Sizes are rounded up."""

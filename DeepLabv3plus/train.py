@@ -234,8 +234,7 @@ def create_network(
     norm = BatchNorm(
         FLAGS.fine_tune_batch_norm,
         FLAGS.batch_norm_decay,
-        runtime.all_reduce if synchronized else None,
-        runtime.size,
+        runtime if synchronized else None,
     )
     shape = shape_of(FLAGS.flag_values_dict())
     network, trainer = create_model(shape, norm, FLAGS.dropout)

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from ci import contract, npu_probe
 
@@ -87,6 +88,42 @@ def test_lists_are_reduced_in_order(mode: str, ranks: list[dict]) -> None:
     """A None in a list shifts nothing, in a traced function neither."""
     for rank in ranks:
         np.testing.assert_allclose(rank[mode], [0.5, 0.5, 1.0])
+
+
+def test_batch_norm_takes_the_moments_of_all_ranks(ranks: list[dict]) -> None:
+    """Outputs, moments and gradients of TensorFlow's kernel for both."""
+    features, weights = (
+        tf.constant(
+            np.concatenate([rank[f"norm_{name}"] for rank in ranks]),
+            tf.float32,
+        )
+        for name in ("inputs", "weights")
+    )
+    sources = [features, tf.linspace(0.5, 2.0, 5), tf.linspace(-1.0, 1.0, 5)]
+    with tf.GradientTape() as tape:
+        tape.watch(sources)
+        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+            *sources, epsilon=1e-3
+        )
+        # Each rank has a loss of its own, and gradients are averaged.
+        loss = tf.reduce_sum(tf.sin(outputs) * weights) / 2
+    expected = [outputs, *tape.gradient(loss, sources), mean, variance]
+    names = ["outputs", "features", "gamma", "beta", "mean", "variance"]
+    first, second = (
+        {name: rank[f"norm_{name}"] for name in names} for rank in ranks
+    )
+    found = [
+        np.concatenate([first["outputs"], second["outputs"]]),
+        # A rank's own features have no share in the other's average.
+        np.concatenate([first["features"], second["features"]]) / 2,
+        *((first[name] + second[name]) / 2 for name in names[2:]),
+    ]
+    for name, ours, theirs in zip(names, found, expected):
+        np.testing.assert_allclose(
+            ours, theirs, rtol=1e-4, atol=1e-5, err_msg=name
+        )
+    for name in ("mean", "variance"):
+        np.testing.assert_array_equal(first[name], second[name])
 
 
 def test_an_overflow_on_one_rank_skips_the_step_on_all(

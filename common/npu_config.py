@@ -20,7 +20,7 @@ from absl import flags, logging
 if __name__ == "__main__":
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from common import hccl_ranks
+from common import hccl_ranks, rank_norm
 
 FLAGS = flags.FLAGS
 CPU_INFO = pathlib.Path("/proc/cpuinfo")
@@ -152,6 +152,22 @@ class Runtime:
         present = [tensor for tensor in tensors if tensor is not None]
         means = iter(self.horovod.grouped_allreduce(present, op=mean))
         return [None if tensor is None else next(means) for tensor in tensors]
+
+    def batch_norm(
+        self,
+        features: tf.Tensor,
+        gamma: tf.Tensor,
+        beta: tf.Tensor,
+        about: tf.Tensor,
+        epsilon: float,
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Returns features normalised over all ranks, mean and variance.
+
+        `about` is roughly the mean, see rank_norm.batch_norm.
+        """
+        return rank_norm.batch_norm(
+            features, gamma, beta, about, epsilon, self.all_reduce, self.size
+        )
 
     def broadcast(self, variables: list) -> None:
         """Assigns rank 0's values to all variables that are not booleans."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from common.npu_config import Runtime
 from DeepLabv3plus import losses, weights
 from DeepLabv3plus.layers import BatchNorm, Convolution, resize_bilinear
 from DeepLabv3plus.model import Shape, create_model, features_size
@@ -413,7 +414,7 @@ def test_batch_norm_over_ranks_is_that_of_the_whole_batch() -> None:
     """Two ranks with equal shares have the statistics of one rank."""
     layer, features, _ = normalized(BatchNorm(True, 0.75))
     alone = layer(features, training=True)
-    norm = BatchNorm(True, 0.75, list, ranks=2)
+    norm = BatchNorm(True, 0.75, Runtime("cpu", "float32", "", size=2))
     both, _, _ = normalized(norm)
     # Both have the same share here, so that the mean over ranks is its own.
     twice = both(features, training=True)

@@ -95,6 +95,35 @@ def reduce_list(runtime: npu_config.Runtime) -> dict[str, np.ndarray]:
     return {"eager": reduce(rank), "traced": tf.function(reduce)(rank)}
 
 
+def normalize(runtime: npu_config.Runtime) -> dict[str, np.ndarray]:
+    """Batch norm of other features on each rank, its gradients, its moments.
+
+    The features of all ranks come with it, to compute the same from.
+    """
+    draws = np.random.RandomState(200 + runtime.rank)
+    # Far from zero and apart, so that the ranks' own moments would not do.
+    features = draws.normal(20.0 * runtime.rank - 50.0, size=[3, 2, 4, 5])
+    weights = draws.normal(size=features.shape)
+    gamma, beta = np.linspace(0.5, 2.0, 5), np.linspace(-1.0, 1.0, 5)
+    inputs = [
+        tf.constant(each, tf.float32) for each in (features, gamma, beta)
+    ]
+
+    @tf.function(autograph=False)
+    def step():
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs, *moments = runtime.batch_norm(
+                *inputs, about=tf.zeros([5]), epsilon=1e-3
+            )
+            loss = tf.reduce_sum(tf.sin(outputs) * weights)
+        return [outputs, *moments, *tape.gradient(loss, inputs)]
+
+    names = ["outputs", "mean", "variance", "features", "gamma", "beta"]
+    found = {f"norm_{name}": each for name, each in zip(names, step())}
+    return {**found, "norm_inputs": features, "norm_weights": weights}
+
+
 def end_early(runtime: npu_config.Runtime, way: str) -> None:
     """Reduces without end, but on rank 1, which breaks off."""
     for number in range(10**6):
@@ -117,7 +146,8 @@ def main() -> None:
     print(runtime.describe())
     if FLAGS.end:
         end_early(runtime, FLAGS.end)
-    found = {**train(runtime), **reduce_list(runtime), **overflow(runtime)}
+    found = {**train(runtime), **reduce_list(runtime), **normalize(runtime)}
+    found.update(overflow(runtime))
     np.savez(os.path.join(FLAGS.output, f"rank{runtime.rank}.npz"), **found)
 
 
