@@ -114,7 +114,7 @@ pip_install() {
 # Prints why Horovod could not be built. The wheel is kept because the build
 # takes minutes; pip's own cache may hold one built for another TensorFlow.
 build_horovod() {
-  local kept link
+  local kept link status=0
   kept=$wheels/$(grep -m 1 '^tensorflow' "$folder/requirements.txt")
   kept+=-$("$python" -c 'import sys; print("py%d.%d" % sys.version_info[:2])')
   if ! ls "$kept"/horovod-*.whl >/dev/null 2>&1; then
@@ -130,10 +130,12 @@ build_horovod() {
       HOROVOD_WITHOUT_MXNET=1 HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_MPI=1 \
       PATH="$link/env/bin:$PATH" "$link/env/bin/python" -m pip wheel --no-deps \
       --no-build-isolation --no-cache-dir --wheel-dir "$kept" \
-      horovod==0.28.1 >>"$log" 2>&1 || {
+      horovod==0.28.1 >>"$log" 2>&1 || status=$?
+    rm -rf "$link"
+    if ((status)); then
       echo "its build failed, see $log"
       return 1
-    }
+    fi
   fi
   "$python" -m pip install --no-deps "$kept"/horovod-*.whl >>"$log" 2>&1 || {
     echo "its wheel does not install, see $log"
