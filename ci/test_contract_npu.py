@@ -39,11 +39,10 @@ def test_trains_on_one_npu(
     assert (tmp_path / "run" / "weights.npz").exists()
 
 
-@pytest.mark.parametrize("rank", [0, 5])
 def test_trains_as_one_of_eight_npus(
-    model_folder: Path, sample_data: str, tmp_path: Path, rank: int
+    model_folder: Path, sample_data: str, tmp_path: Path
 ) -> None:
-    """Every rank goes through the same steps; rank 0 alone writes."""
+    """A rank goes through all steps, and leaves the writing to rank 0."""
     table = tmp_path / "ranks.json"
     npu_probe.write_rank_table(table)
     process = train_on_npu(
@@ -54,8 +53,8 @@ def test_trains_as_one_of_eight_npus(
         "--exec_mode=train",
         RANK_TABLE_FILE=os.fspath(table),
         RANK_SIZE="8",
-        RANK_ID=str(rank),
-        ASCEND_DEVICE_ID=str(rank),
+        RANK_ID="5",
+        ASCEND_DEVICE_ID="5",
     )
     assert process.returncode == 0, process.stdout + process.stderr
-    assert (tmp_path / "run" / "result.json").exists() == (rank == 0)
+    assert not (tmp_path / "run").exists()

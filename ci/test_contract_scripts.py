@@ -368,7 +368,7 @@ def test_trains_for_real(copied_room: Path, name: str) -> None:
         [
             "bash",
             copied_room / "test" / name,
-            contract.small(copied_room),
+            *contract.small(copied_room),
             *contract.PLAIN,
             "--train_steps=5",
             "--log_every",
