@@ -5,7 +5,7 @@ python UNet2D/evaluate.py --run=RUN [--data_path=DIR] [--fold=0|…|all]
 
 import os
 import sys
-from typing import Callable, Optional
+from typing import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -41,6 +41,8 @@ def define_flags() -> None:
     flags.DEFINE_string("output_path", None, "For the results; none: run.")
     flags.DEFINE_string("fold", None, "0..4, all (mean of RUN/fold*), none.")
     flags.DEFINE_integer("limit_eval", 0, "Only the first pictures; 0: all.")
+    for alias, name in (("model_dir", "run"), ("data_dir", "data_path")):
+        flags.DEFINE_alias(alias, name)
     flags.mark_flag_as_required("run")
 
 
@@ -136,43 +138,36 @@ def save_results(
     print(f"wrote metrics.json and {sheet}")
 
 
-def restore(
-    run: str,
-) -> tuple[dict[str, object], dataset.Geometry, tf.keras.Model]:
-    """The flags, the geometry and the network of a run, best weights."""
+def restore(run: str) -> tuple[dict[str, object], tf.keras.Model]:
+    """The flags and the network of a run, best weights."""
     values = run_folder.read_flags(run)
     network, _ = create_model(
         values["num_classes"], values["in_channels"], values["base_filters"]
     )
     weights.load(network, run)
-    return values, dataset.geometry_of(values), network
+    return values, network
 
 
 def evaluate_run(
-    run: str,
-    data_path: Optional[str],
-    fold: str,
-    limit: int,
+    values: dict[str, object],
+    network: tf.keras.Model,
     runtime: npu_config.Runtime,
 ) -> tuple[dict[str, object], list[list[np.ndarray]]]:
-    """Evaluates a run on a fold of a data set; see `evaluate`.
-
-    Only the first `limit` pictures count, all of them if it is 0.
-    """
-    values, geometry, network = restore(run)
+    """Evaluates a network on what a run's flags name; see `evaluate`."""
+    geometry = dataset.geometry_of(values)
     pairs = pictures.read_pairs(
-        data_path or values["data_path"],
+        values["data_path"],
         geometry.channels,
         geometry.num_classes,
         geometry.ignore_label,
     )
-    if fold != "none":
-        # As the run was split: otherwise it is scored on what it has learnt.
+    if values["fold"] != "none":
+        # As the run was split: otherwise it is scored on what it has learned.
         _, held_out = dataset.split_fold(
-            len(pairs), fold, values["fold_split"], values["seed"]
+            len(pairs), values["fold"], values["fold_split"], values["seed"]
         )
         pairs = [pairs[index] for index in held_out]
-    pairs = pairs[: limit or None]
+    pairs = pairs[: values["limit_eval"] or None]
     prepared = dataset.prepare_pictures(pairs, geometry)
     batches = dataset.evaluation_batches(
         prepared, geometry, runtime.rank, runtime.size
@@ -202,9 +197,12 @@ def main() -> None:
     wanted = FLAGS.fold or run_folder.read_flags(FLAGS.run)["fold"]
     tables, rows = [], []
     for fold, run in dataset.fold_runs(wanted, FLAGS.run):
-        table, sheet = evaluate_run(
-            run, FLAGS.data_path, fold, FLAGS.limit_eval, runtime
-        )
+        values, network = restore(run)
+        # Even where it is not given: a limit that kept training short should
+        # not pass for the figure of the whole split.
+        values.update(limit_eval=FLAGS.limit_eval, fold=fold)
+        values["data_path"] = FLAGS.data_path or values["data_path"]
+        table, sheet = evaluate_run(values, network, runtime)
         print(f"fold {fold}: {METRIC} {table[METRIC]:.4f}")
         tables.append(table)
         rows += sheet

@@ -211,7 +211,8 @@ def predict_run(
     probabilities: bool = False,
 ) -> None:
     """Segments the pictures in `paths` with the best weights of `run`."""
-    values, geometry, network = evaluate.restore(run)
+    values, network = evaluate.restore(run)
+    geometry = dataset.geometry_of(values)
     side = geometry.output_size
     scale = tuple(side / length for length in values["picture_size"])
     # Traced once per tile shape: two or three in a folder of any pictures.

@@ -39,7 +39,7 @@ MODEL = "UNet2D"
 VERSION = "1.0.0"
 # Flags that fix the network and the data it sees within one run.
 # The last three say what is held out: with others the run would be scored on
-# pictures that it has learnt.
+# pictures that it has learned.
 SHAPE_FLAGS = (
     "image_size",
     "in_channels",
@@ -385,9 +385,11 @@ def train(runtime: npu_config.Runtime, fold: str, path: str) -> dict:
 def use_run(runtime: npu_config.Runtime, fold: str, path: str) -> None:
     """What exec_mode asks for beyond training, from the run's best weights."""
     if FLAGS.exec_mode == "evaluate":
-        table, rows = evaluate.evaluate_run(
-            path, FLAGS.data_path, fold, FLAGS.limit_eval, runtime
-        )
+        values, network = evaluate.restore(path)
+        # What the command line says; all else is as the run was trained.
+        values.update(fold=fold, limit_eval=FLAGS.limit_eval)
+        values["data_path"] = FLAGS.data_path or values["data_path"]
+        table, rows = evaluate.evaluate_run(values, network, runtime)
         if runtime.rank == 0:
             evaluate.save_results(path, table, rows)
     if "predict" in FLAGS.exec_mode and runtime.rank == 0:
@@ -403,14 +405,17 @@ def main() -> None:
         f"{MODEL} {VERSION}, TensorFlow {tf.__version__}, {runtime.describe()}"
     )
     print(f"flags: {' '.join(run_folder.changed_flags())}")
-    check_flags()
-    runs = dataset.fold_runs(FLAGS.fold, os.path.abspath(FLAGS.output_path))
+    path = os.path.abspath(FLAGS.output_path)
+    # As the run was split: otherwise it is scored on what it has learned.
+    if "train" not in FLAGS.exec_mode and not FLAGS["fold"].present:
+        FLAGS.fold = run_folder.read_flags(path)["fold"]
     results = []
-    for fold, path in runs:
+    for fold, run in dataset.fold_runs(FLAGS.fold, path):
+    check_flags()
         FLAGS.fold = fold  # what flags.json of its folder shall say
         if "train" in FLAGS.exec_mode:
-            results.append(train(runtime, fold, path))
-        use_run(runtime, fold, path)
+            results.append(train(runtime, fold, run))
+        use_run(runtime, fold, run)
     if len(results) > 1 and results[0]["metric"] is not None:
         mean = np.mean([result["metric"] for result in results])
         print(f"mean of {len(results)} folds: {evaluate.METRIC} {mean:.4f}")
