@@ -141,8 +141,8 @@ def _sheet_row(
         dimmed.astype(np.uint8),
         colours[label],
         colours[predicted],
-        blended.astype(np.uint8),
-        visuals.difference(predicted, label),
+        blended,
+        visuals.difference(predicted, label, batch["valid"][0].numpy()),
     ]
 
 

@@ -57,19 +57,22 @@ def overlay(
 ) -> np.ndarray:
     """Blends colours over a picture [h, w, 3]; background stays as it is.
 
-    Returns float64 in 0..255.
+    Returns uint8.
     """
     colours = class_colours(count)[classes]
     share = OVERLAY_SHARE * (classes > 0)[..., np.newaxis]
-    return (1.0 - share) * picture + share * colours
+    return ((1.0 - share) * picture + share * colours).astype(np.uint8)
 
 
-def difference(classes: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Wrong pixels in red on a pale copy of the label, [h, w, 3] uint8."""
+def difference(
+    classes: np.ndarray, label: np.ndarray, valid: np.ndarray
+) -> np.ndarray:
+    """Wrong pixels in red on a pale copy of the label, ignored ones grey."""
     # The limit keeps all classes pale, and 40 times the id within a byte.
     shades = 255 - 40 * np.minimum(label, 3).astype(np.uint8)
     picture = np.repeat(shades[..., None], 3, -1)
     picture[classes != label] = (214, 39, 40)
+    picture[valid == 0] = (160, 160, 160)
     return picture
 
 

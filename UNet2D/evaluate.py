@@ -116,7 +116,7 @@ def _sheet_row(
         visuals.to_bytes(image[..., :3] if image.shape[-1] > 1 else image),
         colours[label],
         colours[predicted],
-        visuals.difference(predicted, label),
+        visuals.difference(predicted, label, batch["valid"][0].numpy()),
     ]
 
 

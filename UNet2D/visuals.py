@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 # Membrane black, cells white, as the EM labels are drawn; further classes
 # take the colours of the Pascal VOC palette.
 FIRST_COLOURS = ((0, 0, 0), (255, 255, 255))
+OVERLAY_SHARE = 0.4  # of the colour
 # Blue, red and green of Matplotlib's default colours.
 CURVE_COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44))
 GAP = 4  # pixels between the tiles of a contact sheet
@@ -40,17 +41,21 @@ def to_bytes(image: np.ndarray) -> np.ndarray:
 def overlay(
     picture: np.ndarray, classes: np.ndarray, count: int
 ) -> np.ndarray:
-    """Blends the classes' colours over a picture [h, w, 3] uint8."""
+    """Blends the classes' colours over a picture [h, w, 3], uint8."""
     colours = palette(count)[classes].astype(np.float32)
-    return (0.6 * picture + 0.4 * colours).astype(np.uint8)
+    blended = (1.0 - OVERLAY_SHARE) * picture + OVERLAY_SHARE * colours
+    return blended.astype(np.uint8)
 
 
-def difference(classes: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Wrong pixels in red on a pale copy of the label, [h, w, 3] uint8."""
+def difference(
+    classes: np.ndarray, label: np.ndarray, valid: np.ndarray
+) -> np.ndarray:
+    """Wrong pixels in red on a pale copy of the label, ignored ones grey."""
     # The limit keeps all classes pale, and 40 times the id within a byte.
     shades = 255 - 40 * np.minimum(label, 3).astype(np.uint8)
     picture = np.repeat(shades[..., None], 3, -1)
     picture[classes != label] = (214, 39, 40)
+    picture[valid == 0] = (160, 160, 160)
     return picture
 
 

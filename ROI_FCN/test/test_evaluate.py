@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ROI_FCN import dataset, evaluate, metrics, pictures, sample_data
+from ROI_FCN import (
+    dataset,
+    evaluate,
+    metrics,
+    pictures,
+    sample_data,
+    visuals,
+)
 from ROI_FCN.augment import Recipe
 from ROI_FCN.model import create_model
 
@@ -117,3 +124,12 @@ def test_sheet_of_pictures_of_different_sizes(
     assert rows[1][0].shape == (48, 80, 3)
     evaluate.save_sheet(str(tmp_path / "a" / "sheet.png"), rows)
     assert (tmp_path / "a" / "sheet.png").stat().st_size > 0
+
+
+def test_ignored_pixels_are_not_shown_as_wrong() -> None:
+    """They are grey, wrong ones are red, and right ones show the label."""
+    label = np.array([[0, 1, 255]], np.int32)
+    classes, valid = np.array([[0, 0, 1]]), np.array([[1.0, 1.0, 0.0]])
+    shown = visuals.difference(classes, label, valid)
+    assert shown.dtype == np.uint8
+    assert shown.tolist() == [[[255] * 3, [214, 39, 40], [160] * 3]]

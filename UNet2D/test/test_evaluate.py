@@ -1,11 +1,15 @@
 """Evaluation over ranks and over folds."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags
 
 from common.npu_config import UserError
-from UNet2D import dataset, evaluate
+from UNet2D import dataset, evaluate, train, visuals
 from UNet2D.model import create_model
 
 SIDE, CLASSES = 188, 2
@@ -15,6 +19,10 @@ class Recording:
     """A runtime that keeps what it is asked to reduce."""
 
     rank = 0
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return "none"
 
     def all_reduce(self, tensors: list) -> list:
         """Adds what another rank might have seen."""
@@ -70,3 +78,52 @@ def test_folds_and_their_folders() -> None:
     for wrong in ("7", "one"):
         with pytest.raises(UserError, match=f"--fold={wrong}: one of 0, 1"):
             dataset.fold_runs(wrong, "run")
+
+
+def test_a_finished_run_is_judged_on_what_it_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """train.py --exec_mode=evaluate without --fold takes the run's own."""
+    # A set of its own: flags of two models would collide in one process.
+    own = flags.FlagValues()
+    monkeypatch.setattr(train, "FLAGS", own)
+    for name, value in (
+        ("exec_mode", "evaluate"),
+        ("output_path", str(tmp_path)),
+        ("data_path", None),
+        ("fold", "0"),
+    ):
+        flags.DEFINE_string(name, value, "As in train.py.", own)
+    for name, value in (("image_size", 572), ("limit_eval", 0)):
+        flags.DEFINE_integer(name, value, "As in train.py.", flag_values=own)
+    values = {"fold": "3", "data_path": "data"}
+    (tmp_path / "flags.json").write_text(json.dumps(values))
+    monkeypatch.setattr(train.npu_config, "setup", Recording)
+    monkeypatch.setattr(train.run_folder, "changed_flags", list)
+    monkeypatch.setattr(evaluate, "restore", lambda _: (dict(values), None))
+    judged = []
+    monkeypatch.setattr(
+        evaluate,
+        "evaluate_run",
+        lambda values, *_: judged.append(values["fold"]) or ({}, []),
+    )
+    monkeypatch.setattr(evaluate, "save_results", lambda *_: None)
+    for given in ([], ["--fold=1"]):
+        own(["train.py", *given])
+        train.main()
+    assert judged == ["3", "1"]
+    # Nothing was held out by a run that learned all pictures.
+    (tmp_path / "flags.json").write_text(json.dumps({"fold": "none"}))
+    own.unparse_flags()
+    own(["train.py"])
+    with pytest.raises(UserError, match="--fold=none leaves nothing"):
+        train.main()
+
+
+def test_ignored_pixels_are_not_shown_as_wrong() -> None:
+    """They are grey, wrong ones are red, and right ones show the label."""
+    label = np.array([[0, 1, 255]], np.int32)
+    classes, valid = np.array([[0, 0, 1]]), np.array([[1.0, 1.0, 0.0]])
+    shown = visuals.difference(classes, label, valid)
+    assert shown.dtype == np.uint8
+    assert shown.tolist() == [[[255] * 3, [214, 39, 40], [160] * 3]]
