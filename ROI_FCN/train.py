@@ -258,7 +258,9 @@ def create_network(
         print(f"convolutions from {vgg16}")
     if FLAGS.init_checkpoint:
         left = weights.load(network, FLAGS.init_checkpoint, True)
-        print(f"weights from {FLAGS.init_checkpoint}; new: {left or 'none'}")
+        print(
+            f"weights from {FLAGS.init_checkpoint}; new: {weights.some(left)}"
+        )
     # Epsilon is TF1's; Keras has 1e-7.
     optimizer = runtime.prepare_optimizer(
         FusedAdam(learning_rate_schedule(), epsilon=1e-8),

@@ -275,7 +275,9 @@ def create_network(
     # Before anything is written: a file that does not fit stops the run.
     if FLAGS.init_checkpoint:
         left = weights.load(network, FLAGS.init_checkpoint, True)
-        print(f"weights from {FLAGS.init_checkpoint}; new: {left or 'none'}")
+        print(
+            f"weights from {FLAGS.init_checkpoint}; new: {weights.some(left)}"
+        )
     # Epsilon is TF1's; Keras has 1e-7.
     optimizer = runtime.prepare_optimizer(
         FusedAdam(learning_rate_schedule(), epsilon=1e-8),

@@ -7,6 +7,7 @@ checkpoint with them loads into the reference's own graph.
 import os
 import tempfile
 import zipfile
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -86,7 +87,7 @@ def read(path: str) -> dict[str, np.ndarray]:
                 archive = np.load(file, allow_pickle=False)
                 return {name: archive[name] for name in archive.files}
         # People give the index file's name; TensorFlow wants the prefix.
-        reader = tf.train.load_checkpoint(path.replace(".index", ""))
+        reader = tf.train.load_checkpoint(path.removesuffix(".index"))
         return {
             name: reader.get_tensor(name)
             for name in reader.get_variable_to_shape_map()
@@ -136,8 +137,8 @@ def load(
     ]
     if missing or extra or wrong:
         raise UserError(
-            f"{path} does not fit this network: missing {_some(missing)}; "
-            f"extra {_some(extra)}; wrong shape {_some(wrong)}; check "
+            f"{path} does not fit this network: missing {some(missing)}; "
+            f"extra {some(extra)}; wrong shape {some(wrong)}; check "
             "--base_filters, --num_classes, --in_channels, or the file"
         )
     for name, variable in variables.items():
@@ -146,7 +147,7 @@ def load(
     return left
 
 
-def _some(names: list[str]) -> str:
+def some(names: Sequence[str]) -> str:
     """The first few of a list, and how many there are."""
     shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     return f"{len(names)} ({shown})" if names else "none"
