@@ -41,11 +41,18 @@ def define_flags() -> None:
     flags.DEFINE_string("run", None, "Run folder: --output_path of train.py.")
     flags.DEFINE_string("data_path", None, "Data set; none: the run's own.")
     flags.DEFINE_string("output_path", None, "For the results; none: run.")
-    flags.DEFINE_string("images", None, "Folder of it; none: test_images.")
+    flags.DEFINE_string(
+        "test_images", None, "Folder of it; none: the run's own."
+    )
     flags.DEFINE_string("eval_size", None, "height,width; none: own sizes.")
     flags.DEFINE_integer("limit_eval", 0, "Only the first pictures; 0: all.")
-    flags.DEFINE_alias("logs_dir", "run")
-    flags.DEFINE_alias("data_url", "data_path")
+    for alias, name in (
+        ("logs_dir", "run"),
+        ("data_url", "data_path"),
+        ("data_dir", "data_path"),
+        ("images", "test_images"),
+    ):
+        flags.DEFINE_alias(alias, name)
     flags.mark_flag_as_required("run")
 
 
@@ -212,9 +219,12 @@ def main() -> None:
     runtime = npu_config.setup()
     print(runtime.describe())
     values, network = restore(FLAGS.run)
-    values.update(limit_eval=FLAGS.limit_eval, eval_size=FLAGS.eval_size)
+    # Even where it is not given: a limit that kept training short should not
+    # pass for the figure of the whole split.
+    values["limit_eval"] = FLAGS.limit_eval
+    values["eval_size"] = FLAGS.eval_size
     values["data_path"] = FLAGS.data_path or values["data_path"]
-    values["test_images"] = FLAGS.images or values["test_images"]
+    values["test_images"] = FLAGS.test_images or values["test_images"]
     table, rows = evaluate_run(values, network, runtime)
     if runtime.rank == 0:
         output = FLAGS.output_path or FLAGS.run

@@ -45,19 +45,20 @@ def define_flags() -> None:
         "batch_size", 1, "Fixed batch of pb, tflite, onnx.", 1
     )
     flags.DEFINE_string(
-        "canvas", None, "Fixed height,width of inputs; none: the run's."
+        "input_size", None, "Fixed height,width of inputs; none: the run's."
     )
     flags.mark_flags_as_required(["run", "output"])
 
+    flags.DEFINE_alias("canvas", "input_size")
 
 class Live:
     """The live network with a fixed input shape, and its frozen graph."""
 
     def __init__(
-        self, run: str, batch_size: int, canvas: Optional[str]
+        self, run: str, batch_size: int, input_size: Optional[str]
     ) -> None:
         values = run_folder.read_flags(run)
-        size = dataset.parse_size(canvas or values["canvas"], "canvas")
+        size = dataset.parse_size(input_size or values["canvas"], "input_size")
         self.network, _ = create_model(
             values["num_classes"],
             values["base_filters"],
@@ -224,7 +225,7 @@ def main() -> None:
             f"--formats={','.join(unknown)}: choose from {','.join(EXPORTERS)}"
         )
     npu_config.setup()
-    live = Live(FLAGS.run, FLAGS.batch_size, FLAGS.canvas)
+    live = Live(FLAGS.run, FLAGS.batch_size, FLAGS.input_size)
     os.makedirs(FLAGS.output, exist_ok=True)
     for name in FLAGS.formats:
         reason = cannot_export(name)

@@ -375,9 +375,10 @@ def use_run(runtime: npu_config.Runtime, path: str) -> None:
     """What exec_mode asks for beyond training, from the run's best weights."""
     if FLAGS.exec_mode == "evaluate":
         values, network = evaluate.restore(path)
-        names = ("data_path", "test_images", "limit_eval", "eval_size")
+        names = ("data_path", "test_images", "eval_size")
         # What the command line says; all else is as the run was trained.
         given = {n: FLAGS[n].value for n in names if FLAGS[n].present}
+        given["limit_eval"] = FLAGS.limit_eval
         values.update(given)
         table, rows = evaluate.evaluate_run(values, network, runtime)
         if runtime.rank == 0:
