@@ -13,6 +13,8 @@ from typing import Callable, Optional
 import numpy as np
 import tensorflow as tf
 from absl import flags
+
+# No public name freezes a function; this one does from TF 2.6 to 2.21.
 from tensorflow.python.framework.convert_to_constants import (
     convert_variables_to_constants_v2,
 )
@@ -47,9 +49,9 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "input_size", None, "Fixed height,width of inputs; none: the run's."
     )
+    flags.DEFINE_alias("canvas", "input_size")
     flags.mark_flags_as_required(["run", "output"])
 
-    flags.DEFINE_alias("canvas", "input_size")
 
 class Live:
     """The live network with a fixed input shape, and its frozen graph."""

@@ -114,7 +114,7 @@ def _save(
 
 
 def predict_run(
-    run: str, paths: list[str], regions: Optional[str], output: str
+    run: str, paths: list[str], output: str, regions: Optional[str] = None
 ) -> None:
     """Segments the pictures in `paths` with the best weights of `run`."""
     # Before the network is built: a region that is missing is told at once.
@@ -140,9 +140,10 @@ def predict_run(
 
 def main() -> None:
     """Predicts what --input names."""
+    # Before the device is opened, so that a wrong path is told at once.
     paths = find_inputs(FLAGS.input)
     print(npu_config.setup().describe())
-    predict_run(FLAGS.run, paths, FLAGS.roi, FLAGS.output)
+    predict_run(FLAGS.run, paths, FLAGS.output, FLAGS.roi)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def define_flags() -> None:
     )
     text("data_path", None, "Data set; none: draw sample data.")
     flags.DEFINE_enum(
-        "check_data", "sample", ["sample", "all"], "Label files to check."
+        "check_data", "sample", ["sample", "all"], "Files to check in full."
     )
     text("output_path", "results", "The run folder.")
     flags.DEFINE_bool("overwrite", False, "Start anew in output_path.")
@@ -255,7 +255,7 @@ def create_network(
     # A checkpoint has the last word, since it holds what training made of it.
     if vgg16:
         weights.load_vgg16(network, vgg16, FLAGS.vgg16_fc)
-        print(f"convolutions from {vgg16}")
+        print(f"ImageNet weights from {vgg16}")
     if FLAGS.init_checkpoint:
         left = weights.load(network, FLAGS.init_checkpoint, True)
         print(
@@ -390,8 +390,8 @@ def use_run(runtime: npu_config.Runtime, path: str) -> None:
         predict.predict_run(
             path,
             predict.find_inputs(folder),
-            None if values["no_roi"] else regions,
             os.path.join(path, "predictions"),
+            None if values["no_roi"] else regions,
         )
 
 

@@ -13,6 +13,8 @@ from typing import Callable, Optional
 import numpy as np
 import tensorflow as tf
 from absl import flags
+
+# No public name freezes a function; this one does from TF 2.6 to 2.21.
 from tensorflow.python.framework.convert_to_constants import (
     convert_variables_to_constants_v2,
 )

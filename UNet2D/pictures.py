@@ -263,6 +263,7 @@ def read_pairs(
     step = 1 if check_all else -(-len(pairs) // CHECKED_LABELS)
     counts = count_classes(pairs[::step], num_classes, ignore_label)
     # A label may be ignored altogether.
-    shares = ", ".join(f"{part:.1%}" for part in counts / max(counts.sum(), 1))
-    print(f"{len(pairs)} pictures; classes 0.. take {shares} of the pixels")
+    shares = counts / max(counts.sum(), 1)
+    shown = ", ".join(f"class {n} {s:.1%}" for n, s in enumerate(shares))
+    print(f"{len(pairs)} pictures; of their pixels: {shown}")
     return pairs

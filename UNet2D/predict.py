@@ -190,6 +190,7 @@ def _save(
         masks = [page * np.uint8(scale) for page in classes]
         sample_data.save_volume(base + "_mask.tif", masks)
     else:
+        # Indices with a palette: ids for programs, colours for people.
         mask = Image.fromarray(classes[0])
         mask.putpalette(colours.ravel().tolist())
         mask.save(base + "_mask.png")
@@ -239,6 +240,7 @@ def predict_run(
 
 def main() -> None:
     """Predicts what --input names."""
+    # Before the device is opened, so that a wrong path is told at once.
     paths = find_inputs(FLAGS.input)
     check_input_side(FLAGS.tile_size, "--tile_size")
     if FLAGS.tile_size < SMALLEST_TILE:

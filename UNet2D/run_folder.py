@@ -217,16 +217,18 @@ class Checkpoints:
         # Below any figure, so that the first evaluation is the best so far.
         self.best = tf.Variable(-1.0, dtype=tf.float32, trainable=False)
         self.network, self.optimizer = network, optimizer
+        weights = {"model": network, "step": self.step, "best": self.best}
         # prepare_optimizer has made the slots: restoring fills what is there,
         # and assert_consumed would fail on the rest.
-        self.checkpoint = tf.train.Checkpoint(
-            model=network, optimizer=optimizer, step=self.step, best=self.best
+        self.checkpoint = tf.train.Checkpoint(optimizer=optimizer, **weights)
+        self.latest = tf.train.CheckpointManager(
+            self.checkpoint, os.path.join(path, "ckpt"), max_to_keep=keep
         )
-        self.latest, self.best_manager = (
-            tf.train.CheckpointManager(
-                self.checkpoint, os.path.join(path, folder), max_to_keep=count
-            )
-            for folder, count in (("ckpt", keep), ("best", 1))
+        # Without Adam's moments, which are two thirds of 414 MB.
+        self.best_manager = tf.train.CheckpointManager(
+            tf.train.Checkpoint(**weights),
+            os.path.join(path, "best"),
+            max_to_keep=1,
         )
 
     def variables(self) -> list[tf.Variable]:

@@ -83,7 +83,7 @@ def define_flags() -> None:
     )
     text("data_path", None, "Data set; none: draw sample data.")
     flags.DEFINE_enum(
-        "check_data", "sample", ["sample", "all"], "Label files to check."
+        "check_data", "sample", ["sample", "all"], "Files to check in full."
     )
     text("output_path", "results", "The run folder.")
     flags.DEFINE_bool("overwrite", False, "Start anew in output_path.")
@@ -325,6 +325,7 @@ def train(runtime: npu_config.Runtime, fold: str, path: str) -> dict:
     pairs = read_data(runtime, path)
     seen, held_out = split_data(pairs, fold, runtime.size)
     print(f"{len(seen)} training pictures, {len(held_out)} held out")
+    evaluation_data = evaluation_stream(runtime, held_out)
 
     print("model and optimiser")
     network, trainer, optimizer = create_network(runtime)
@@ -350,7 +351,6 @@ def train(runtime: npu_config.Runtime, fold: str, path: str) -> dict:
         runtime, path, network, checkpoints, learning_rate_schedule()
     )
     train_step = make_train_step(runtime, trainer, optimizer)
-    evaluation_data = evaluation_stream(runtime, held_out)
     batches = iter(training_stream(runtime, seen, first))
     stop_softly()
     recorder.clock.restart()
@@ -411,9 +411,9 @@ def main() -> None:
     # As the run was split: otherwise it is scored on what it has learned.
     if "train" not in FLAGS.exec_mode and not FLAGS["fold"].present:
         FLAGS.fold = run_folder.read_flags(path)["fold"]
+    check_flags()
     results = []
     for fold, run in dataset.fold_runs(FLAGS.fold, path):
-    check_flags()
         FLAGS.fold = fold  # what flags.json of its folder shall say
         if "train" in FLAGS.exec_mode:
             results.append(train(runtime, fold, run))
