@@ -65,8 +65,8 @@ def figures(totals: dict[str, np.ndarray]) -> dict[str, object]:
       mean without background, pixel accuracy, and the mean cross-entropy of
       a picture.
     """
-    confusion = np.asarray(totals["confusion"], np.float64)
     # Float64: a float32 sum stops counting single pixels at 2**24.
+    confusion = np.asarray(totals["confusion"], np.float64)
     hits = np.diag(confusion)
     unions = confusion.sum(0) + confusion.sum(1) - hits
     iou = np.where(unions > 0, hits / np.maximum(unions, 1.0), np.nan)

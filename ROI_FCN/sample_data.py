@@ -223,6 +223,7 @@ def draw(
 
     A picture with two vessels is written twice, once for either of them.
     """
+    # NumPy keeps this generator's numbers the same in all versions.
     rng = np.random.RandomState(seed)
     for folder, pictures in (
         ("Train_Images", count),

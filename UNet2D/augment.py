@@ -15,6 +15,8 @@ ELASTIC_GRID = 3  # displacement vectors on a 3x3 grid, as in the paper
 ELASTIC_SIGMA_PIXELS = 10.0  # their standard deviation, as in the paper
 BOX_SHARE = 0.3  # at most this share is cut off each side (reference)
 BRIGHTNESS = 0.2  # largest shift of images in [-1, 1] (reference)
+# New draws go to the end: moved ones would change what a seed gives.
+DRAWS = 8  # random numbers that a sample uses
 
 
 def resize_bilinear(
@@ -221,9 +223,8 @@ def augment(
     """
     if kind == "none":
         return sample
-    # Eight draws at once: each call of a stateless generator costs more
-    # than its numbers.
-    draws = tf.random.stateless_uniform([8], seed)
+    # At once: each call of a stateless generator costs more than its numbers.
+    draws = tf.random.stateless_uniform([DRAWS], seed)
     sample = flip(sample, draws[:2])
     # A box enlarges what it shows; the network then trains on another scale
     # than it is evaluated on, which costs more than it gives in short runs.

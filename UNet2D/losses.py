@@ -4,6 +4,8 @@ Pure functions on float32 tensors. Written as in the reference: Dice squares
 its denominator and a class that a picture lacks scores about 0, not 1.
 """
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 EPSILON = 1e-6  # of the Dice fraction, as the reference has it
@@ -70,7 +72,7 @@ def segmentation_losses(
     }
 
 
-def weight_decay_loss(variables) -> tf.Tensor:
+def weight_decay_loss(variables: Sequence) -> tf.Tensor:
     """Half the squared norm of all trainable variables, biases included."""
     # NVIDIA's TF1 code and the port define this term and never use it; the
     # TF2 code does.

@@ -68,8 +68,8 @@ def figures(totals: dict[str, np.ndarray]) -> dict[str, object]:
       all pixels together for hard Dice and IoU: lists with one value a class
       (NaN as None where a class is absent) and their means.
     """
-    confusion = np.asarray(totals["confusion"], np.float64)
     # Float64: a float32 sum stops counting single pixels at 2**24.
+    confusion = np.asarray(totals["confusion"], np.float64)
     hits = np.diag(confusion)
     sizes = confusion.sum(0) + confusion.sum(1)
     per_class = {

@@ -71,6 +71,7 @@ def draw(
     """Draws `count` labelled pictures and a third as many for testing."""
     if channels not in (1, 3):
         raise UserError(f"channels {channels}: 1 or 3 can be drawn")
+    # NumPy keeps this generator's numbers the same in all versions.
     rng = np.random.RandomState(seed)
     pairs = [draw_picture(rng, side, channels, classes) for _ in range(count)]
     tests = [
