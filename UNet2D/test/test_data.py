@@ -238,7 +238,7 @@ def test_image_and_label_move_together() -> None:
     )
     for seed in range(4):
         key = tf.constant([seed, 9], tf.int64)
-        draws = tf.random.stateless_uniform([8], key)
+        draws = tf.random.stateless_uniform([augment.DRAWS], key)
         moved = augment.augment(sample, 1, "paper", key)
         shift = float(2.0 * draws[6] - 1.0) * augment.BRIGHTNESS
         bright = moved[..., 0].numpy() > shift
@@ -254,6 +254,20 @@ def test_elastic_without_displacement_is_the_identity() -> None:
     shift = tf.ones([3, 3, 2]) * 3.0 / augment.ELASTIC_SIGMA_PIXELS
     moved = augment.elastic(sample, shift)
     np.testing.assert_allclose(moved[:26, :36], sample[3:29, 3:39], atol=1e-4)
+
+
+def test_evaluation_takes_every_picture_once() -> None:
+    """Over two ranks together."""
+    prepared = dataset.prepare_pictures(make_pairs(5), GEOMETRY)
+    seen = []
+    for rank in range(2):
+        data = dataset.evaluation_batches(prepared, GEOMETRY, rank, 2)
+        seen += [batch["image"].numpy().sum() for batch in data]
+    alone = [
+        batch["image"].numpy().sum()
+        for batch in dataset.evaluation_batches(prepared, GEOMETRY)
+    ]
+    assert sorted(seen) == sorted(alone) and len(alone) == 5
 
 
 def test_ignored_pixels_do_not_count() -> None:

@@ -76,5 +76,7 @@ def test_inputs_by_file_folder_and_glob(tmp_path: Path) -> None:
     with pytest.raises(predict.UserError, match="no pictures found"):
         predict.find_inputs(str(tmp_path / "none*"))
     (tmp_path / "10.jpg").touch()
-    with pytest.raises(predict.UserError, match="the results of both"):
+    with pytest.raises(
+        predict.UserError, match=r"10.jpg and .*10.png: the results"
+    ):
         predict.find_inputs(str(tmp_path))
