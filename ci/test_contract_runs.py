@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -125,6 +126,46 @@ def straight_run(
     process = contract.train(model_folder, output, *LONG, sample_data)
     assert process.returncode == 0, process.stdout + process.stderr
     return output
+
+
+def test_every_weight_learns(tiny_run: Path, straight_run: Path) -> None:
+    """Runs of one seed: what is equal after 6 and after 20 steps is stuck."""
+    with np.load(tiny_run / "weights.npz") as early:
+        with np.load(straight_run / "weights.npz") as late:
+            stuck = [
+                name
+                for name in late.files
+                # Facts of the network lie beside its weights, and boxes of a
+                # size that no object has met have nothing to learn from.
+                if not name.startswith(("facts/", "ssd/location/"))
+                and np.array_equal(early[name], late[name])
+            ]
+    assert not stuck
+    losses = contract.losses(straight_run)
+    first, last = (
+        np.mean([losses[step] for step in steps])
+        for steps in (range(1, 6), range(STEPS - 4, STEPS + 1))
+    )
+    assert last < first
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(
+    model_folder: Path, sample_data: str, tmp_path: Path
+) -> None:
+    """Status 3, and one line with the step and every term."""
+    process = contract.train(
+        model_folder,
+        tmp_path / "run",
+        sample_data,
+        "--train_steps=20",
+        "--log_every=1",
+        "--exec_mode=train",
+        # So far that the squares of weights leave float32.
+        "--learning_rate=1e38",
+    )
+    told = contract.error_line(process, 3)
+    assert re.search(r"diverged at step \d+: .*\b(nan|inf)\b", told)
+    assert "total_loss" in told
 
 
 def test_killed_run_goes_on_bit_for_bit(
