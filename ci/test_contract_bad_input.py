@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -179,3 +180,30 @@ def test_mistake_in_a_tool_is_one_line(
     assert told in contract.error_line(process)
     assert contract.tree(tiny_run) == before
     assert not output.exists()
+
+
+def test_full_memory_names_what_saves_some(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    """One line, and the flags that it names are flags of train.py."""
+    script = tmp_path / "full.py"
+    # Really filling the memory would take the machine along.
+    script.write_text(
+        "import tensorflow as tf\n"
+        f"from {model_folder.name}.launch import launch\n"
+        "def main():\n"
+        "    raise tf.errors.ResourceExhaustedError(None, None, 'OOM')\n"
+        "launch(main)\n"
+    )
+    process = contract.run(
+        [sys.executable, script], PYTHONPATH=str(contract.REPOSITORY)
+    )
+    told = contract.error_line(process)
+    assert "out of memory" in told
+    named = re.findall(r"--(\w+)", told)
+    assert "batch_size" in named
+    train = contract.run(
+        [sys.executable, model_folder / "train.py", "--helpfull"]
+    )
+    for name in named:
+        assert f"--{name}:" in train.stdout, name
