@@ -142,10 +142,12 @@ def _help() -> str:
         text = f"  --{flag.name}={default}"
         # absl writes an enum's values as <a|b>: before its help.
         meaning = flag.help.replace("<", "").replace(">:", ":")
-        meaning = meaning.replace("|", ", ")
         # A default of many words leaves no room, and shorten() wants some.
-        room = max(98 - max(len(text), 35), len("[...]"))
-        meaning = textwrap.shorten(meaning, room)
+        room = max(98 - max(len(text), 35), len(" .."))
+        if len(meaning.split()[0]) > room - len(" .."):
+            # So many values would be left out as one long word.
+            meaning = meaning.replace("|", ", ")
+        meaning = textwrap.shorten(meaning, room, placeholder=" ..")
         lines.append(f"{text:<35} {meaning}")
     lines.append("--helpfull says all of it, with the rarer flags.")
     return "\n".join(lines)
