@@ -40,7 +40,7 @@ def define_flags() -> None:
     flags.declare_key_flag("precision_mode")
     flags.DEFINE_string("run", None, "Run folder: --output_path of train.py.")
     flags.DEFINE_string("data_path", None, "Data set; none: the run's own.")
-    flags.DEFINE_string("output_path", None, "For the results; none: run.")
+    flags.DEFINE_string("output_path", None, "For the results; none: the run.")
     flags.DEFINE_string(
         "test_images", None, "Folder of it; none: the run's own."
     )

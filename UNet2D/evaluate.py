@@ -38,7 +38,7 @@ def define_flags() -> None:
     flags.declare_key_flag("precision_mode")
     flags.DEFINE_string("run", None, "Run folder: --output_path of train.py.")
     flags.DEFINE_string("data_path", None, "Data set; none: the run's own.")
-    flags.DEFINE_string("output_path", None, "For the results; none: run.")
+    flags.DEFINE_string("output_path", None, "For the results; none: the run.")
     flags.DEFINE_string("fold", None, "0..4, all (mean of RUN/fold*), none.")
     flags.DEFINE_integer("limit_eval", 0, "Only the first pictures; 0: all.")
     for alias, name in (("model_dir", "run"), ("data_dir", "data_path")):
