@@ -16,7 +16,8 @@ from PIL import Image, ImageSequence
 from common.npu_config import UserError
 from UNet2D import progress
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+# No GIF: even greys have a palette there, whose indices are no brightness.
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 # Ours, a little above Pillow's own limit of 89 million.
 MAX_PIXELS = 100_000_000  # a larger picture is taken for a bomb
 CHECKED_LABELS = 32  # files whose values are counted unless all are asked for
