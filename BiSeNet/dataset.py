@@ -71,14 +71,15 @@ def index_stream(
     """
 
     def epoch_order(epoch):
+        # Not Dataset.shuffle, whose state a resumed run would not find again.
         keys = tf.random.stateless_uniform([count], [seed, epoch])
         positions = epoch * count + tf.range(count, dtype=tf.int64)
-        # Sorted draws, since TensorFlow 2.6 has no stateless shuffle.
         order = tf.cast(tf.argsort(keys), tf.int64)
         return tf.data.Dataset.from_tensor_slices((positions, order))
 
     # Only integers are skipped: no picture is read to be thrown away.
     epochs = tf.data.Dataset.range(start // count, LAST_EPOCH)
+    # Dealt out last, since `start` counts the samples of all ranks.
     return epochs.flat_map(epoch_order).skip(start % count).shard(size, rank)
 
 
@@ -144,6 +145,7 @@ def training_batches(
         return sample
 
     stream = index_stream(len(pairs), seed, start, rank, size)
+    # In order, whichever thread is ready first: positions make the steps.
     data = stream.map(load, tf.data.AUTOTUNE, deterministic=True)
     data = data.batch(batch_size, drop_remainder=True)
     return data.prefetch(tf.data.AUTOTUNE).with_options(data_options())

@@ -1,6 +1,6 @@
 """Evaluates a run of BiSeNet: a table, metrics.json and a contact sheet.
 
-python BiSeNet/evaluate.py --data_path=DIR [--run=RUN] [--split=test]
+python BiSeNet/evaluate.py --data_path=DIR [--run=RUN] [--eval_split=test]
   [--scales=0.75,1,1.25] [--flip]
 Every picture of the split counts once, at its label's own size.
 """
@@ -32,7 +32,7 @@ from common import npu_config
 from common.npu_config import UserError
 
 FLAGS = flags.FLAGS
-METRIC = "miou"  # of the classes that count
+METRIC = "mean_iou"  # of the classes that count
 SHEET_ROWS = 6  # pictures on a contact sheet
 SCALE_RANGE = (0.1, 4.0)
 
@@ -45,11 +45,18 @@ def define_flags() -> None:
     flags.DEFINE_string("run", None, "Run folder; none: the one shipped.")
     flags.DEFINE_string("data_path", None, "Data set; none: the run's own.")
     flags.DEFINE_string("output_path", None, "For the results; none: the run.")
-    flags.DEFINE_string("split", None, "Folder of it; none: the run's.")
+    flags.DEFINE_string(
+        "eval_split", None, "Folder of it; none: the run's own."
+    )
     define_scale_flags()
     flags.DEFINE_integer("limit_eval", 0, "Only the first pictures; 0: all.")
-    flags.DEFINE_alias("logs_dir", "run")
-    flags.DEFINE_alias("data_url", "data_path")
+    for alias, name in (
+        ("logs_dir", "run"),
+        ("data_url", "data_path"),
+        ("data_dir", "data_path"),
+        ("split", "eval_split"),
+    ):
+        flags.DEFINE_alias(alias, name)
 
 
 def define_scale_flags() -> None:
@@ -198,9 +205,10 @@ def save_results(
     output: str,
     table: dict[str, object],
     rows: list[list[np.ndarray]],
-    names: Sequence[str],
+    values: dict[str, object],
 ) -> None:
     """Prints the table; writes metrics.json and images/evaluation.png."""
+    names = values["classes"].names
     print(metrics.format_table(table, names))
     sheet = os.path.join(output, "images", "evaluation.png")
     save_sheet(sheet, rows)
@@ -209,22 +217,22 @@ def save_results(
     print(f"wrote metrics.json and {sheet}")
 
 
-def restore(run: str) -> tuple[dict[str, object], Classes, tf.keras.Model]:
-    """The flags, the classes and the network of a run, best weights."""
+def restore(run: str) -> tuple[dict[str, object], tf.keras.Model]:
+    """The flags of a run with its `classes`, and its network, best weights."""
     values = run_folder.read_flags(run)
     classes = read(os.path.join(run, FILE))
-    classes = classes.ignoring(values["ignore_classes"], must_exist=False)
+    values["classes"] = classes.ignoring(
+        values["ignore_classes"], must_exist=False
+    )
     network, _ = create_model(
         values["num_classes"], values["frontend"], values["compat"]
     )
     facts = (values["frontend"], values["compat"])
     weights.load(network, run, facts=facts)
-    return values, classes, network
+    return values, network
 
 
-def read_split(
-    values: dict[str, object], classes: Classes
-) -> list[pictures.Picture]:
+def read_split(values: dict[str, object]) -> list[pictures.Picture]:
     """The pictures of the split that a run's flags name."""
     if not values["data_path"]:
         raise UserError(
@@ -232,11 +240,12 @@ def read_split(
             "folder of a data set"
         )
     reader = pictures.Reader(values)
-    if reader.classes.names != classes.names:
+    names = values["classes"].names
+    if reader.classes.names != names:
         raise UserError(
             f"--data_path={values['data_path']} has the classes "
             f"{', '.join(reader.classes.names)}, the run "
-            f"{', '.join(classes.names)}; give data of the same classes"
+            f"{', '.join(names)}; give data of the same classes"
         )
     return reader.read(values["eval_split"])
 
@@ -253,40 +262,35 @@ def evaluation_stream(
 
 
 def evaluate_run(
-    run: str, changes: dict[str, object], runtime: npu_config.Runtime
-) -> tuple[dict[str, object], list[list[np.ndarray]], Classes]:
-    """Evaluates a run's best weights, with changes to its flags."""
-    values, classes, network = restore(run)
-    values.update(changes)
-    batches = evaluation_stream(values, read_split(values, classes), runtime)
-    step = make_evaluation_step(
-        network,
-        classes,
-        values.get("scales", (1.0,)),
-        values.get("flip", False),
-    )
-    return (*evaluate(step, classes, batches, runtime), classes)
+    values: dict[str, object],
+    network: tf.keras.Model,
+    runtime: npu_config.Runtime,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> tuple[dict[str, object], list[list[np.ndarray]]]:
+    """Evaluates a network on what a run's flags name; see `evaluate`."""
+    batches = evaluation_stream(values, read_split(values), runtime)
+    classes = values["classes"]
+    step = make_evaluation_step(network, classes, scales, flip)
+    return evaluate(step, classes, batches, runtime)
 
 
 def main() -> None:
     """Evaluates one run."""
-    run = run_folder.find_run(FLAGS.run)
-    changes = {
-        "scales": read_scales(),
-        "flip": FLAGS.flip,
-        "limit_eval": FLAGS.limit_eval,
-    }
-    if FLAGS.data_path:
-        changes["data_path"] = FLAGS.data_path
-    if FLAGS.split:
-        changes["eval_split"] = FLAGS.split
+    run, scales = run_folder.find_run(FLAGS.run), read_scales()
     runtime = npu_config.setup()
     print(runtime.describe())
-    table, rows, classes = evaluate_run(run, changes, runtime)
+    values, network = restore(run)
+    # Even where it is not given: a limit that kept training short should not
+    # pass for the figure of the whole split.
+    values["limit_eval"] = FLAGS.limit_eval
+    for name in ("data_path", "eval_split"):
+        values[name] = FLAGS[name].value or values[name]
+    table, rows = evaluate_run(values, network, runtime, scales, FLAGS.flip)
     if runtime.rank == 0:
         # Nobody's results belong beside the weights that are shipped.
         output = FLAGS.output_path or FLAGS.run or "results"
-        save_results(output, table, rows, classes.names)
+        save_results(output, table, rows, values)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from typing import Callable, Optional
 import numpy as np
 import tensorflow as tf
 from absl import flags
+
+# No public name freezes a function; this one does from TF 2.6 to 2.21.
 from tensorflow.python.framework.convert_to_constants import (
     convert_variables_to_constants_v2,
 )
@@ -29,6 +31,7 @@ from common.npu_config import UserError
 
 FLAGS = flags.FLAGS
 IMAGE, LOGITS, CLASSES = "input_image", "logits", "classes"
+# Ours: runtimes sum in other orders; a wrong export is far off.
 TOLERANCE = 1e-5  # largest difference, as a share of the largest logit
 # Float16 keeps 11 bits of each weight, and errors add up over the layers.
 FLOAT16_TOLERANCE = 2e-2
@@ -55,7 +58,7 @@ def define_flags() -> None:
         "batch_size", 1, "Fixed batch of pb, tflite, onnx.", 1
     )
     flags.DEFINE_string(
-        "input_size", None, "Height,width of inputs; none: the run's crop."
+        "input_size", None, "Fixed height,width of inputs; none: the run's."
     )
     flags.mark_flag_as_required("output")
 
@@ -107,8 +110,8 @@ class Live:
 def export_savedmodel(live: Live, output: str) -> np.ndarray:
     """SavedModel for any batch size."""
     path = os.path.join(output, "saved_model")
+    # What is no attribute of the module would not be saved with it.
     module = tf.Module()
-    # As attributes, or the variables of the signature count as untracked.
     module.network = live.network
     module.serve = live.serve
     signature = live.serve.get_concrete_function(live.spec(None))
@@ -143,6 +146,8 @@ def export_tflite(live: Live, output: str) -> np.ndarray:
     content = converter.convert()
     with open(os.path.join(output, "bisenet.tflite"), "wb") as file:
         file.write(content)
+    # Its successor ai_edge_litert is a package of its own; TensorFlow has this
+    # one up to 2.21 at least.
     interpreter = tf.lite.Interpreter(model_content=content)
     interpreter.allocate_tensors()
     (feed,) = interpreter.get_input_details()
@@ -167,7 +172,7 @@ def export_onnx(live: Live, output: str) -> np.ndarray:
         live.graph_def,
         input_names=[f"{IMAGE}:0"],
         output_names=[f"{LOGITS}:0", f"{CLASSES}:0"],
-        # tf2onnx is tested with 14 to 18.
+        # tf2onnx is tested from 14 to 18; old runtimes take the low ones.
         opset=15,
         output_path=path,
     )
@@ -259,10 +264,9 @@ def main() -> None:
                 "this export"
             )
         print(f"{name:<11} largest difference {difference:.2g}")
-    # Ascend310 as most commands of the ModelZoo have it; npu-smi info tells
-    # one's own chip.
     shape = ",".join(map(str, live.shape))
     print(
+        # For the seed's chip; `npu-smi info` names the one at hand.
         "atc --model=bisenet.pb --framework=3 --output=bisenet "
         f'--soc_version=Ascend310 --out_nodes="{CLASSES}:0" '
         f'--input_shape="{IMAGE}:{shape}"'

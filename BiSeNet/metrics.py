@@ -82,8 +82,8 @@ def figures(
     """Turns totals into the table of an evaluation.
 
     Returns:
-      `miou`, the mean IoU of the classes that count, over all pixels of all
-      pictures together whose true class counts; pixel accuracy and mean
+      `mean_iou`, the mean IoU of the classes that count, over all pixels of
+      all pictures together whose true class counts; pixel accuracy and mean
       accuracy of the classes over the same pixels; the mean IoU of all
       classes as the reference computes it, which counts Void as a class; the
       cross-entropy of a pixel; and the IoU of each class (None: it neither
@@ -104,7 +104,7 @@ def figures(
         "pixel_accuracy": float(hits.sum() / max(counted.sum(), 1.0)),
         "mean_accuracy": _mean(_share(hits, counted.sum(1))),
         "mean_iou_all_classes": _mean(_iou(confusion)),
-        "miou": _mean(iou),
+        "mean_iou": _mean(iou),
         "iou_per_class": [
             float(value) if np.isfinite(value) else None for value in iou
         ],

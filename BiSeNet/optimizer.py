@@ -46,6 +46,8 @@ class FusedMomentum(tf.keras.optimizers.SGD):
         if not self.momentum:
             super().update_step(gradient, variable, learning_rate)
             return
+        # A private name of Keras 3: test_optimizer.py fails where a release
+        # changes it.
         velocity = self.momentums[self._get_variable_index(variable)]
         _step(variable, velocity, learning_rate, gradient, self.momentum)
 

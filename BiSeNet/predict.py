@@ -111,7 +111,7 @@ def predict_run(
     flip: bool = False,
 ) -> None:
     """Segments the pictures in `paths` with the best weights of `run`."""
-    _, classes, network = evaluate.restore(run)
+    values, network = evaluate.restore(run)
     infer = make_inference(network, scales, flip)
     os.makedirs(output, exist_ok=True)
     start, seconds = time.perf_counter(), []
@@ -120,7 +120,7 @@ def predict_run(
         before = time.perf_counter()
         ids = infer(picture)
         seconds.append(time.perf_counter() - before)
-        _save(path, output, picture, ids, classes)
+        _save(path, output, picture, ids, values["classes"])
         left = (time.perf_counter() - start) / done * (len(paths) - done)
         print(f"{done}/{len(paths)} {path}  left {left:.0f} s", flush=True)
     print(f"wrote masks and overlays of {len(paths)} files to {output}")

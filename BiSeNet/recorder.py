@@ -47,6 +47,8 @@ class Recorder:
 
     def record(self, step: int) -> None:
         """Logs the window of steps that ends with `step`."""
+        # In this order: reading the losses waits for the device, closing the
+        # window does not.
         terms = progress.mean_terms(step, self.window)
         seconds = self.clock.close_window()
         self.window = []
@@ -80,6 +82,7 @@ class Recorder:
             if metric > float(self.checkpoints.best):
                 self.checkpoints.best.assign(metric)
                 self.checkpoints.save_best(step)
+                # What the other scripts load: either Keras can read it.
                 best = os.path.join(self.path, "best", "weights.npz")
                 self.save_weights(best)
         self.clock.restart()

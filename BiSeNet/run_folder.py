@@ -46,6 +46,7 @@ UNREADABLE = (
 
 def write_json(path: str, value: object) -> None:
     """Writes JSON; a reader sees the old file or the whole new one."""
+    # In the same folder: renaming is atomic within one file system only.
     with tempfile.NamedTemporaryFile(
         "w", dir=os.path.dirname(path), suffix=".part", delete=False
     ) as file:
@@ -203,7 +204,7 @@ class MetricsLog:
 
     def curve(self, *names: str) -> list[tuple]:
         """(step, value) pairs of a nested value such as
-        ("evaluation", "miou")."""
+        ("evaluation", "mean_iou")."""
         pairs = []
         for line in self.read():
             value = line
@@ -221,13 +222,16 @@ class Checkpoints:
         self,
         path: str,
         keep: int,
-        model: tf.keras.Model,
+        network: tf.keras.Model,
         optimizer: tf.keras.optimizers.Optimizer,
     ) -> None:
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        # Below any figure, so that the first evaluation is the best so far.
         self.best = tf.Variable(-1.0, dtype=tf.float32, trainable=False)
-        self.model, self.optimizer = model, optimizer
-        weights = {"model": model, "step": self.step, "best": self.best}
+        self.network, self.optimizer = network, optimizer
+        weights = {"model": network, "step": self.step, "best": self.best}
+        # prepare_optimizer has made the slots: restoring fills what is there,
+        # and assert_consumed would fail on the rest.
         self.checkpoint = tf.train.Checkpoint(optimizer=optimizer, **weights)
         self.latest = tf.train.CheckpointManager(
             self.checkpoint, os.path.join(path, "ckpt"), max_to_keep=keep
@@ -242,7 +246,7 @@ class Checkpoints:
     def variables(self) -> list[tf.Variable]:
         """All state, for ranks that did not read it themselves."""
         slots = npu_config.optimizer_variables(self.optimizer)
-        return [*self.model.variables, *slots, self.step, self.best]
+        return [*self.network.variables, *slots, self.step, self.best]
 
     def restore(self) -> None:
         """Restores the newest readable checkpoint, if there is any."""

@@ -78,7 +78,7 @@ def define_flags() -> None:
     text("data_path", None, "Data set; none: draw sample data.")
     text("class_dict", None, "csv of classes; none: the data set's own.")
     flags.DEFINE_enum(
-        "check_data", "sample", ["sample", "all"], "Label files to check."
+        "check_data", "sample", ["sample", "all"], "Files to check in full."
     )
     flags.DEFINE_enum(
         "unknown_colour",
@@ -143,7 +143,7 @@ def define_flags() -> None:
     whole("keep_checkpoints", 2, "Newest checkpoints kept.", 1)
     whole("warmup_steps", 3, "Steps left out of images/s.", 0)
     whole("limit_train", 0, "Use only the first pictures; 0: all.", 0)
-    whole("limit_eval", 0, "The same for evaluation.", 0)
+    whole("limit_eval", 0, "Evaluate only the first pictures; 0: all.", 0)
     for alias, name in (
         ("data_url", "data_path"),
         ("data_dir", "data_path"),
@@ -282,12 +282,14 @@ def create_network(
         weights.load_frontend(
             trainer, FLAGS.frontend_checkpoint, FLAGS.frontend
         )
-        print(f"frontend from {FLAGS.frontend_checkpoint}")
+        print(f"ImageNet weights from {FLAGS.frontend_checkpoint}")
     # A checkpoint has the last word, since it holds what training made of it.
     if FLAGS.init_checkpoint:
         facts = (FLAGS.frontend, FLAGS.compat)
         left = weights.load(trainer, FLAGS.init_checkpoint, True, facts)
-        print(f"weights from {FLAGS.init_checkpoint}; new: {left or 'none'}")
+        print(
+            f"weights from {FLAGS.init_checkpoint}; new: {weights.some(left)}"
+        )
     optimizer = runtime.prepare_optimizer(
         FusedMomentum(learning_rate_schedule(), FLAGS.momentum),
         trainer.trainable_variables,
@@ -382,11 +384,13 @@ def train(runtime: npu_config.Runtime, path: str) -> None:
             step == FLAGS.train_steps
             or (FLAGS.eval_every and step % FLAGS.eval_every == 0)
         )
+        # Before other work, so that the window holds nothing but training.
         if evaluating or saving or step % FLAGS.log_every == 0:
             recorder.record(step)
         # Whoever stops us may not wait for an evaluation.
         if evaluating and not stopping:
             recorder.evaluate(step, evaluation_data)
+        # After the evaluation, so that the checkpoint holds its figure.
         if saving:
             recorder.save(step)
         if stopping:
@@ -403,12 +407,15 @@ def train(runtime: npu_config.Runtime, path: str) -> None:
 def use_run(runtime: npu_config.Runtime, path: str) -> None:
     """What exec_mode asks for beyond training, from the run's best weights."""
     if FLAGS.exec_mode == "evaluate":
-        names = ("data_path", "eval_split", "limit_eval")
+        values, network = evaluate.restore(path)
+        names = ("data_path", "eval_split")
         # What the command line says; all else is as the run was trained.
         given = {n: FLAGS[n].value for n in names if FLAGS[n].present}
-        table, rows, classes = evaluate.evaluate_run(path, given, runtime)
+        given["limit_eval"] = FLAGS.limit_eval
+        values.update(given)
+        table, rows = evaluate.evaluate_run(values, network, runtime)
         if runtime.rank == 0:
-            evaluate.save_results(path, table, rows, classes.names)
+            evaluate.save_results(path, table, rows, values)
     if "predict" in FLAGS.exec_mode and runtime.rank == 0:
         values = run_folder.read_flags(path)
         folder = os.path.join(values["data_path"], values["eval_split"])

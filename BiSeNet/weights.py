@@ -7,6 +7,7 @@ checkpoint with them loads into the reference's own graph.
 import os
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from typing import Optional
 
 import numpy as np
@@ -49,6 +50,7 @@ AUXILIARY = tuple(
 )
 # What an npz says about itself, beside its variables.
 FACTS = ("facts/frontend", "facts/compat")
+# What an npz or a checkpoint can raise, by where it is damaged.
 UNREADABLE = (
     ValueError,
     OSError,
@@ -119,7 +121,8 @@ def read(path: str) -> dict[str, np.ndarray]:
             with open(path, "rb") as file:
                 archive = np.load(file, allow_pickle=False)
                 return {name: archive[name] for name in archive.files}
-        reader = tf.train.load_checkpoint(path.replace(".index", ""))
+        # People give the index file's name; TensorFlow wants the prefix.
+        reader = tf.train.load_checkpoint(path.removesuffix(".index"))
         return {
             name: reader.get_tensor(name)
             for name in reader.get_variable_to_shape_map()
@@ -178,8 +181,8 @@ def load(
     ]
     if missing or extra or wrong:
         raise UserError(
-            f"{path} does not fit this network: missing {_some(missing)}; "
-            f"extra {_some(extra)}; wrong shape {_some(wrong)}; check "
+            f"{path} does not fit this network: missing {some(missing)}; "
+            f"extra {some(extra)}; wrong shape {some(wrong)}; check "
             "--frontend, --compat, --num_classes, or the file"
         )
     for name, variable in variables.items():
@@ -226,13 +229,13 @@ def load_frontend(model: tf.keras.Model, path: str, frontend: str) -> None:
     if unfit:
         raise UserError(
             f"--frontend_checkpoint={path}: missing or of another shape "
-            f"{_some(unfit)}; give slim's checkpoint of --frontend={frontend}"
+            f"{some(unfit)}; give slim's checkpoint of --frontend={frontend}"
         )
     for name, variable in variables.items():
         variable.assign(np.asarray(values[name], np.float32))
 
 
-def _some(names: list[str]) -> str:
+def some(names: Sequence[str]) -> str:
     """The first few of a list, and how many there are."""
     shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     return f"{len(names)} ({shown})" if names else "none"
@@ -253,6 +256,7 @@ def save_npz(
       dtype: of the kernels in the file; what batch norm has is small, and
         needs its digits.
     """
+    # In the same folder: renaming is atomic within one file system only.
     folder = os.path.dirname(os.path.abspath(path))
     with tempfile.NamedTemporaryFile(
         dir=folder, suffix=".part", delete=False
@@ -268,6 +272,7 @@ def save_npz(
                         array = array.astype(dtype)
                     _write_member(archive, name, array)
             file.flush()
+            # Temporary files are private; a run is to be read by others too.
             os.chmod(file.name, 0o644)
             os.replace(file.name, path)
         except OSError:

@@ -1,6 +1,7 @@
 """Evaluation over ranks, sizes and views, and prediction."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -102,6 +103,15 @@ def test_views_are_averaged(network: tf.keras.Model) -> None:
     several = evaluate.predict_scores(network, images, (0.5, 1.5))
     assert several.shape == plain.shape
     assert np.abs(several - tf.nn.log_softmax(plain)).max() > 1e-4
+
+
+def test_scales_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flag is named."""
+    for wrong in (["a"], [], ["9"], ["1", "0"]):
+        given = SimpleNamespace(scales=wrong)
+        monkeypatch.setattr(evaluate, "FLAGS", given)
+        with pytest.raises(UserError, match="--scales=.*: numbers of 0.1..4"):
+            evaluate.read_scales()
 
 
 def test_pictures_of_results(tmp_path: Path, network: tf.keras.Model) -> None:

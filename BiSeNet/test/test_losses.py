@@ -116,14 +116,14 @@ def test_figures_by_hand() -> None:
     table = metrics.figures(totals, CLASSES._replace(ignored=(2,)))
     # Void's row is out; what was taken for Void stays an error.
     assert table["iou_per_class"] == [6 / 11, 3 / 6, None]
-    assert table["miou"] == pytest.approx((6 / 11 + 3 / 6) / 2)
+    assert table["mean_iou"] == pytest.approx((6 / 11 + 3 / 6) / 2)
     assert table["pixel_accuracy"] == 9 / 14
     assert table["mean_accuracy"] == pytest.approx((0.6 + 0.75) / 2)
     assert table["cross_entropy"] == 0.5
     everything = (6 / 15 + 3 / 6 + 2 / 8) / 3
     assert table["mean_iou_all_classes"] == pytest.approx(everything)
     table = metrics.figures(totals, CLASSES)
-    assert table["miou"] == table["mean_iou_all_classes"]
+    assert table["mean_iou"] == table["mean_iou_all_classes"]
 
 
 def test_an_absent_class_is_left_out() -> None:
@@ -132,15 +132,15 @@ def test_an_absent_class_is_left_out() -> None:
     totals = {"pixels": 10.0, "cross_entropy": 1.0, "confusion": confusion}
     table = metrics.figures(totals, CLASSES)
     assert table["iou_per_class"] == [3 / 6, 4 / 7, None]
-    assert table["miou"] == pytest.approx((3 / 6 + 4 / 7) / 2)
+    assert table["mean_iou"] == pytest.approx((3 / 6 + 4 / 7) / 2)
 
 
 def test_table_names_the_classes() -> None:
     """A row for each class by its name."""
-    table = {"miou": 0.5, "iou_per_class": [0.25, None]}
+    table = {"mean_iou": 0.5, "iou_per_class": [0.25, None]}
     shown = metrics.format_table(table, ("Road", "Void"))
     assert [line.split() for line in shown.splitlines()] == [
-        ["miou", "0.5000"],
+        ["mean_iou", "0.5000"],
         ["iou_per_class"],
         ["Road", "0.2500"],
         ["Void", "-"],
