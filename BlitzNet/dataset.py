@@ -48,7 +48,7 @@ def index_stream(
     """
 
     def epoch_order(epoch):
-        # TF 2.6 has no shuffle without a state, so keys are sorted.
+        # Not Dataset.shuffle, whose state a resumed run would not find again.
         keys = tf.random.stateless_uniform([count], [seed, epoch])
         positions = epoch * count + tf.range(count, dtype=tf.int64)
         order = tf.cast(tf.argsort(keys), tf.int64)
@@ -56,6 +56,7 @@ def index_stream(
 
     # Only integers are skipped: no picture is read to be thrown away.
     epochs = tf.data.Dataset.range(start // count, LAST_EPOCH)
+    # Dealt out last, since `start` counts the samples of all ranks.
     return epochs.flat_map(epoch_order).skip(start % count).shard(size, rank)
 
 
@@ -165,7 +166,7 @@ def training_batches(
         return augment.finish_sample(sample, recipe, tf.constant(prior_boxes))
 
     stream = index_stream(len(pairs), seed, start, rank, size)
-    # In the stream's order, or threads would decide what a batch holds.
+    # In order, whichever thread is ready first: positions make the steps.
     data = stream.map(load, tf.data.AUTOTUNE, deterministic=True)
     data = data.batch(batch_size, drop_remainder=True)
     return data.prefetch(tf.data.AUTOTUNE).with_options(data_options())

@@ -50,7 +50,7 @@ def define_flags() -> None:
     text = flags.DEFINE_string
     text("run", None, "Run folder: --output_path of train.py.")
     text("data_path", None, "Data set; none: the run's own.")
-    text("output_path", None, "For the results; none: run.")
+    text("output_path", None, "For the results; none: the run.")
     text("dataset", None, "Data set's name; none: the run's own.")
     text("test_split", None, "List of own data; none: the run's own.")
     flags.DEFINE_integer("limit_eval", 0, "Only the first pictures; 0: all.")
@@ -401,6 +401,8 @@ def main() -> None:
     runtime = npu_config.setup()
     print(runtime.describe())
     values, network = restore(FLAGS.run)
+    # Even where it is not given: a limit that kept training short should not
+    # pass for the figure of the whole split.
     values["limit_eval"] = FLAGS.limit_eval
     values.update(detection.given_flags())
     for name in ("data_path", "dataset", "test_split"):

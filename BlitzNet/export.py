@@ -16,6 +16,8 @@ from typing import Callable, Optional
 import numpy as np
 import tensorflow as tf
 from absl import flags
+
+# No public name freezes a function; this one does from TF 2.6 to 2.21.
 from tensorflow.python.framework.convert_to_constants import (
     convert_variables_to_constants_v2,
 )
@@ -149,6 +151,7 @@ class Live:
 def export_savedmodel(graph: Graph, output: str) -> Outputs:
     """SavedModel; that of the heads takes any batch size."""
     path = os.path.join(output, "saved_model")
+    # What is no attribute of the module would not be saved with it.
     module = tf.Module()
     module.network = graph.network
     module.serve = graph.serve
@@ -340,6 +343,7 @@ def atc_command(live: Live) -> str:
     shape = ",".join(map(str, live.heads.shape))
     nodes = ";".join(f"{name}:0" for name in live.heads.expected)
     return (
+        # For the seed's chip; `npu-smi info` names the one at hand.
         "atc --model=blitznet.pb --framework=3 --output=blitznet "
         f'--soc_version=Ascend310 --out_nodes="{nodes}" '
         f'--input_shape="{IMAGE}:{shape}"'

@@ -74,7 +74,7 @@ def define_flags() -> None:
     )
     text("data_path", None, "Data set; none: draw sample data.")
     flags.DEFINE_enum(
-        "check_data", "sample", ["sample", "all"], "Label files to check."
+        "check_data", "sample", ["sample", "all"], "Files to check in full."
     )
     text("output_path", "results", "The run folder.")
     text("run_name", None, "A folder in output_path, for the run.")
@@ -96,14 +96,14 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "lr_decay", ["25000", "35000"], "Steps that divide the rate by 10."
     )
-    whole("warmup_step", 0, "Last step at warmup_lr; the first is 0.", 0)
+    whole("lr_warmup_step", 0, "Last step at warmup_lr; the first is 0.", 0)
     real("warmup_lr", 1e-5, "Rate of the first steps, if piecewise.", 0.0)
     # As reference and port have it in their code; the paper says 5e-4.
     real("weight_decay", 5e-5, "L2 on all kernels.", 0.0)
-    real("bn_decay", 0.9, "Of batch norm's moving statistics.", 0.0, 1.0)
+    real("batch_norm_decay", 0.9, "Of its statistics, per step.", 0.0, 1.0)
     flags.DEFINE_bool("freeze_batch_norm", False, "Do not train batch norm.")
     flags.DEFINE_bool(
-        "sync_batch_norm", True, "Take batch statistics over all ranks."
+        "sync_batch_norm", True, "One batch norm over the batch of all ranks."
     )
     whole("seed", 0, "Of weights, order, augmentation.", 0)
     model.define_flags()
@@ -130,13 +130,15 @@ def define_flags() -> None:
     whole("keep_checkpoints", 2, "Newest checkpoints kept.", 1)
     whole("warmup_steps", 3, "Steps left out of images/s.", 0)
     whole("limit_train", 0, "Use only the first pictures; 0: all.", 0)
-    whole("limit_eval", 0, "The same for evaluation.", 0)
+    whole("limit_eval", 0, "Evaluate only the first pictures; 0: all.", 0)
     for alias, name in (
         ("data_dir", "data_path"),
         # The port's README has obs_dir where its code reads data_dir.
         ("obs_dir", "data_path"),
         ("result_dir", "output_path"),
         ("max_iterations", "train_steps"),
+        ("warmup_step", "lr_warmup_step"),
+        ("bn_decay", "batch_norm_decay"),
         ("split", "train_split"),
     ):
         flags.DEFINE_alias(alias, name)
@@ -154,13 +156,11 @@ def check_flags() -> None:
         raise UserError("--nodetect --nosegment: leave one of them out")
     wrong = [step for step in FLAGS.lr_decay if not step.isdigit()]
     steps = [int(step) for step in FLAGS.lr_decay if step.isdigit()]
-    if wrong or sorted({FLAGS.warmup_step, *steps}) != [
-        FLAGS.warmup_step,
-        *steps,
-    ]:
+    bounds = [FLAGS.lr_warmup_step, *steps]
+    if wrong or sorted(set(bounds)) != bounds:
         raise UserError(
             f"--lr_decay={','.join(FLAGS.lr_decay)}: give rising steps above "
-            f"warmup_step {FLAGS.warmup_step}, such as 25000,35000"
+            f"lr_warmup_step {FLAGS.lr_warmup_step}, such as 25000,35000"
         )
 
 
@@ -240,7 +240,7 @@ def learning_rate_schedule() -> (
         for power in range(len(FLAGS.lr_decay) + 1)
     ]
     return schedules.PiecewiseConstantDecay(
-        [FLAGS.warmup_step, *map(int, FLAGS.lr_decay)],
+        [FLAGS.lr_warmup_step, *map(int, FLAGS.lr_decay)],
         [FLAGS.warmup_lr, *rates],
     )
 
@@ -252,11 +252,11 @@ def create_network(
     random.seed(FLAGS.seed)  # Keras 3 draws its initial weights from here
     np.random.seed(FLAGS.seed)
     tf.random.set_seed(FLAGS.seed)  # Keras 2.6 from here
-    together = FLAGS.sync_batch_norm and runtime.size > 1
+    synchronised = FLAGS.sync_batch_norm and runtime.size > 1
     norm = Norm(
-        FLAGS.bn_decay,
+        FLAGS.batch_norm_decay,
         FLAGS.freeze_batch_norm,
-        runtime if together else None,
+        runtime if synchronised else None,
     )
     network = model.create_model(
         Architecture.of(FLAGS.flag_values_dict()), norm
@@ -266,10 +266,12 @@ def create_network(
     # A checkpoint has the last word, since it holds what training made of it.
     if trunk:
         weights.load_trunk(network, trunk)
-        print(f"trunk from {trunk}")
+        print(f"ImageNet weights from {trunk}")
     if FLAGS.init_checkpoint:
         left = weights.load(network, FLAGS.init_checkpoint, True)
-        print(f"weights from {FLAGS.init_checkpoint}; new: {left or 'none'}")
+        print(
+            f"weights from {FLAGS.init_checkpoint}; new: {weights.some(left)}"
+        )
     rate = learning_rate_schedule()
     # Epsilon is TF1's; Keras has 1e-7.
     optimizer = FusedAdam(rate, epsilon=1e-8)
@@ -408,9 +410,10 @@ def use_run(runtime: npu_config.Runtime, path: str) -> None:
     """What exec_mode asks for beyond training, from the run's best weights."""
     if FLAGS.exec_mode == "evaluate":
         values, network = evaluate.restore(path)
-        names = ("data_path", "dataset", "test_split", "limit_eval")
+        names = ("data_path", "dataset", "test_split")
         # What the command line says; all else is as the run was trained.
         given = {n: FLAGS[n].value for n in names if FLAGS[n].present}
+        given["limit_eval"] = FLAGS.limit_eval
         values.update(given, **detection.given_flags())
         table, rows = evaluate.evaluate_run(values, network, runtime)
         if runtime.rank == 0:

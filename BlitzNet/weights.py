@@ -7,6 +7,7 @@ checkpoint with them loads into the reference's own graph.
 import os
 import tempfile
 import zipfile
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -40,6 +41,7 @@ NAMES_OF_NORM = {
 }
 NAMES_OF_BIAS = {"kernel": "weights", "bias": "biases"}
 DETECTION = "ssd/detection"  # our layer for location and confidence
+# What an npz or a checkpoint can raise, by where it is damaged.
 UNREADABLE = (
     ValueError,
     OSError,
@@ -109,7 +111,8 @@ def read(path: str) -> dict[str, np.ndarray]:
             with open(path, "rb") as file:
                 archive = np.load(file, allow_pickle=False)
                 return {name: archive[name] for name in archive.files}
-        reader = tf.train.load_checkpoint(path.replace(".index", ""))
+        # People give the index file's name; TensorFlow wants the prefix.
+        reader = tf.train.load_checkpoint(path.removesuffix(".index"))
         return {
             name: reader.get_tensor(name)
             for name in reader.get_variable_to_shape_map()
@@ -160,8 +163,8 @@ def load(
     ]
     if missing or extra or wrong:
         raise UserError(
-            f"{path} does not fit this network: missing {_some(missing)}; "
-            f"extra {_some(extra)}; wrong shape {_some(wrong)}; "
+            f"{path} does not fit this network: missing {some(missing)}; "
+            f"extra {some(extra)}; wrong shape {some(wrong)}; "
             f"{_remedy(given)}"
         )
     for name, variable in variables.items():
@@ -235,15 +238,15 @@ def load_trunk(network: tf.keras.Model, path: str) -> None:
     ]
     if missing or wrong:
         raise UserError(
-            f"--weights_path={path}: missing {_some(missing)}; wrong shape "
-            f"{_some(wrong)}; ImageNet's weights need --base_filters=64, "
+            f"--weights_path={path}: missing {some(missing)}; wrong shape "
+            f"{some(wrong)}; ImageNet's weights need --base_filters=64, "
             "or give --random_trunk_init"
         )
     for name, variable in variables.items():
         variable.assign(values[name])
 
 
-def _some(names: list[str]) -> str:
+def some(names: Sequence[str]) -> str:
     """The first few of a list, and how many there are."""
     shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     return f"{len(names)} ({shown})" if names else "none"
@@ -251,6 +254,7 @@ def _some(names: list[str]) -> str:
 
 def save_npz(network: tf.keras.Model, path: str) -> None:
     """Writes all weights; a reader sees the old file or the new one."""
+    # In the same folder: renaming is atomic within one file system only.
     folder = os.path.dirname(os.path.abspath(path))
     with tempfile.NamedTemporaryFile(
         dir=folder, suffix=".part", delete=False
@@ -262,6 +266,7 @@ def save_npz(network: tf.keras.Model, path: str) -> None:
                     with archive.open(f"{name}.npy", "w") as member:
                         np.lib.format.write_array(member, variable.numpy())
             file.flush()
+            # Temporary files are private; a run is to be read by others too.
             os.chmod(file.name, 0o644)
             os.replace(file.name, path)
         except OSError:
