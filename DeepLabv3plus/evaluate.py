@@ -1,7 +1,7 @@
 """Evaluates a run of DeepLabv3plus: a table, metrics.json, a contact sheet.
 
 python DeepLabv3plus/evaluate.py --run=RUN [--data_path=DIR]
-  [--eval_split=val] [--eval_scales=0.75,1,1.25] [--add_flipped_images]
+  [--eval_split=val] [--scales=0.75,1,1.25] [--flip]
 At the pictures' own sizes: padded to the crop, or slid over by it.
 """
 
@@ -36,6 +36,7 @@ FLAGS = flags.FLAGS
 # VOC's headline figure: chooses best/, and is ModelZoo's TrainAccuracy.
 METRIC = "mean_iou"
 SHEET_ROWS = 6  # pictures on a contact sheet
+SCALE_RANGE = (0.1, 4.0)
 # What the command line may change of what the run was trained with.
 CHANGEABLE = ("data_path", "eval_split", "eval_crop_size", "label_folder")
 
@@ -47,51 +48,64 @@ def define_flags() -> None:
     flags.declare_key_flag("precision_mode")
     flags.DEFINE_string("run", None, "Run folder: --output_path of train.py.")
     flags.DEFINE_string("data_path", None, "Data set; none: the run's own.")
-    flags.DEFINE_string("output_path", None, "For the results; none: run.")
+    flags.DEFINE_string("output_path", None, "For the results; none: the run.")
     flags.DEFINE_string("eval_split", None, "Split; none: the run's own.")
     flags.DEFINE_string("label_folder", None, "Of VOC; none: the run's own.")
     flags.DEFINE_integer("limit_eval", 0, "Only the first pictures; 0: all.")
-    define_inference_flags()
-    flags.DEFINE_alias("checkpoint_dir", "run")
-    flags.DEFINE_alias("dataset_dir", "data_path")
-    flags.DEFINE_alias("eval_logdir", "output_path")
+    define_scale_flags()
+    for alias, name in (
+        ("checkpoint_dir", "run"),
+        ("dataset_dir", "data_path"),
+        ("eval_logdir", "output_path"),
+    ):
+        flags.DEFINE_alias(alias, name)
     flags.mark_flag_as_required("run")
 
 
-def define_inference_flags() -> None:
-    """Defines the flags that predict.py has too."""
+def define_scale_flags() -> None:
+    """Defines at which sizes and how often a picture is looked at."""
     flags.DEFINE_string(
         "eval_crop_size",
         None,
         "height,width that the network sees; none: the run's own.",
     )
-    flags.DEFINE_list("eval_scales", ["1.0"], "Scales to average over.")
-    flags.DEFINE_bool(
-        "add_flipped_images", False, "Average over mirrored too."
-    )
+    flags.DEFINE_list("scales", ["1"], "Sizes to look at, and to average.")
+    flags.DEFINE_bool("flip", False, "Look at the mirrored picture as well.")
+    for alias, name in (
+        ("eval_scales", "scales"),
+        ("add_flipped_images", "flip"),
+    ):
+        flags.DEFINE_alias(alias, name)
+
+
+def read_scales() -> list[float]:
+    """The factors of --scales."""
+    low, high = SCALE_RANGE
+    try:
+        scales = [float(part) for part in FLAGS.scales]
+    except ValueError:
+        scales = []
+    if not scales or not all(low <= scale <= high for scale in scales):
+        raise UserError(
+            f"--scales={','.join(FLAGS.scales)}: numbers of {low}..{high}, "
+            "separated by commas, such as 0.75,1,1.25"
+        )
+    return scales
 
 
 def make_segmenter(
     values: dict[str, object],
     network: tf.keras.Model,
-    scales: Sequence[str] = ("1.0",),
-    mirrored: bool = False,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
 ) -> Segmenter:
     """The network of a run for pictures of any size."""
-    try:
-        factors = tuple(float(scale) for scale in scales)
-    except ValueError:
-        factors = ()
-    if not factors or not 0.1 <= min(factors) <= max(factors) <= 4.0:
-        raise UserError(
-            f"--eval_scales={','.join(scales)}: numbers from 0.1 to 4 such "
-            "as 0.75,1,1.25"
-        )
     flag = "eval_crop_size" if values["eval_crop_size"] else "train_crop_size"
     crop = dataset.parse_size(values[flag], flag)
     stride = shape_of(values).logits_stride
     recipe = dataset.recipe_of(values)
-    return Segmenter(network, Plan(crop, stride, factors, mirrored, recipe))
+    plan = Plan(crop, stride, tuple(scales), flip, recipe)
+    return Segmenter(network, plan)
 
 
 def evaluate(
@@ -217,8 +231,8 @@ def evaluate_run(
     values: dict[str, object],
     network: tf.keras.Model,
     runtime: npu_config.Runtime,
-    scales: Sequence[str] = ("1.0",),
-    mirrored: bool = False,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
 ) -> tuple[dict[str, object], list[list[np.ndarray]]]:
     """Evaluates a network on what a run's flags name; see `evaluate`."""
     pairs = read_split(values, values["eval_split"])
@@ -228,23 +242,22 @@ def evaluate_run(
         runtime.rank,
         runtime.size,
     )
-    segmenter = make_segmenter(values, network, scales, mirrored)
+    segmenter = make_segmenter(values, network, scales, flip)
     return evaluate(segmenter, values["num_classes"], batches, runtime)
 
 
 def main() -> None:
     """Evaluates one run."""
+    scales = read_scales()
     runtime = npu_config.setup()
     print(runtime.describe())
     values, network = restore(FLAGS.run)
     # Even where it is not given: a limit that kept training short should not
     # pass for the figure of the whole split.
-    values.update(limit_eval=FLAGS.limit_eval)
+    values["limit_eval"] = FLAGS.limit_eval
     given = {name: FLAGS[name].value for name in CHANGEABLE}
     values.update({name: value for name, value in given.items() if value})
-    table, rows = evaluate_run(
-        values, network, runtime, FLAGS.eval_scales, FLAGS.add_flipped_images
-    )
+    table, rows = evaluate_run(values, network, runtime, scales, FLAGS.flip)
     if runtime.rank == 0:
         output = FLAGS.output_path or FLAGS.run
         save_results(output, table, rows, values)

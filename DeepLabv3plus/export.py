@@ -32,7 +32,7 @@ FLAGS = flags.FLAGS
 # The seed's node names.
 IMAGE, CLASSES = "ImageTensor", "SemanticPredictions"
 PROBABILITIES = "SemanticProbabilities"
-# Our own bound, above what another order of summing costs.
+# Ours: runtimes sum in other orders; a wrong export is far off.
 TOLERANCE = 1e-5  # largest difference of a probability
 ONNX_PACKAGES = ("tf2onnx", "onnxruntime")
 
@@ -49,20 +49,23 @@ def define_flags() -> None:
         "batch_size", 1, "Fixed batch of pb, tflite, onnx.", 1
     )
     flags.DEFINE_string(
-        "crop_size", None, "Fixed height,width of inputs; none: the run's."
+        "input_size", None, "Fixed height,width of inputs; none: the run's."
     )
+    flags.DEFINE_alias("crop_size", "input_size")
     flags.mark_flags_as_required(["run", "output"])
 
 
 class Live:
     """The live network with a fixed input shape, and its frozen graph."""
 
-    def __init__(self, run: str, batch_size: int, crop: Optional[str]) -> None:
+    def __init__(
+        self, run: str, batch_size: int, input_size: Optional[str]
+    ) -> None:
         values = run_folder.read_flags(run)
-        crop = crop or values["eval_crop_size"] or values["train_crop_size"]
+        crop = values["eval_crop_size"] or values["train_crop_size"]
         # One size for pictures and crop, where the reference's graph pads: atc
         # wants static shapes.
-        self.size = dataset.parse_size(crop, "crop_size")
+        self.size = dataset.parse_size(input_size or crop, "input_size")
         self.network, _ = create_model(
             shape_of(values), BatchNorm(), input_size=self.size
         )
@@ -176,11 +179,11 @@ def export_onnx(live: Live, output: str) -> np.ndarray:
         opset=15,
     )
     constants = {each.name: each for each in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type != "Resize":
-            continue
+    resizes = [node for node in model.graph.node if node.op_type == "Resize"]
+    # A set, for two resizes may share their scales.
+    for name in {node.input[2] for node in resizes}:
         # tf2onnx rounds 25 / 7 down, and seven pixels would become 24.
-        scales = constants[node.input[2]]
+        scales = constants[name]
         values = onnx.numpy_helper.to_array(scales)
         raised = np.where(values == 1, values, np.nextafter(values, np.inf))
         raised = raised.astype(np.float32)
@@ -229,7 +232,7 @@ def main() -> None:
             f"--formats={','.join(unknown)}: choose from {','.join(EXPORTERS)}"
         )
     npu_config.setup()
-    live = Live(FLAGS.run, FLAGS.batch_size, FLAGS.crop_size)
+    live = Live(FLAGS.run, FLAGS.batch_size, FLAGS.input_size)
     os.makedirs(FLAGS.output, exist_ok=True)
     for name in FLAGS.formats:
         reason = cannot_export(name)
@@ -243,12 +246,13 @@ def main() -> None:
         # NaN fails this comparison too.
         if not difference <= TOLERANCE:
             raise UserError(
-                f"{name}: a probability differs by {difference:.2g} from the "
-                f"live network's, allowed {TOLERANCE}; do not use this export"
+                f"{name}: differs by {difference:.2g} from the live network, "
+                f"allowed {TOLERANCE}; do not use this export"
             )
         print(f"{name:<11} largest difference {difference:.2g}")
     shape = ",".join(map(str, live.images.shape))
     print(
+        # For the seed's chip; `npu-smi info` names the one at hand.
         "atc --model=deeplabv3plus.pb --framework=3 --output=deeplabv3plus "
         f'--soc_version=Ascend310 --out_nodes="{CLASSES}:0" '
         f'--input_shape="{IMAGE}:{shape}"'

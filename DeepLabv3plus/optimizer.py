@@ -24,7 +24,8 @@ def _step(
     momentum: Any,
 ) -> tf.Operation:
     """v = momentum v + gradient; variable -= rate v; both in place."""
-    # Without use_nesterov, its default and the reference's way.
+    # The kernel's own Nesterov form is left off, as in the reference: the
+    # option of Keras' SGD has no effect here.
     return tf.raw_ops.ResourceApplyMomentum(
         var=_raw(variable).handle,
         accum=_raw(velocity).handle,
@@ -41,6 +42,7 @@ class FusedMomentum(tf.keras.optimizers.SGD):
         self, gradient: tf.Tensor, variable: Any, learning_rate: tf.Tensor
     ) -> None:
         """Updates one variable and its velocity in Keras 3."""
+        # Keras makes no velocities for plain SGD.
         if not self.momentum:
             super().update_step(gradient, variable, learning_rate)
             return
@@ -53,6 +55,7 @@ class FusedMomentum(tf.keras.optimizers.SGD):
         self, grad: tf.Tensor, var: Any, apply_state: Any = None
     ) -> tf.Operation:
         """The same in Keras 2.6, which has the rate computed beforehand."""
+        # Sparse gradients would take Keras' own way; this network has none.
         if not self._momentum:
             return super()._resource_apply_dense(grad, var, apply_state)
         state = apply_state[var.device, var.dtype.base_dtype]

@@ -57,9 +57,11 @@ def define_flags() -> None:
     whole("decoder_filters", 256, "Channels of the decoder.", 8)
     # The reference keeps 0.9, whether batch norm is frozen or not.
     real("dropout", 0.1, "Share of the pyramid's outputs.", 0.0, 0.99)
-    flags.DEFINE_bool("sync_batch_norm", True, "Over the ranks, if trained.")
+    flags.DEFINE_bool(
+        "sync_batch_norm", True, "One batch norm over the batch of all ranks."
+    )
     real("momentum", 0.9, "Share of the velocity kept.", 0.0, 1.0)
-    real("learning_power", 0.9, "Of the policy poly.", 0.0)
+    real("learning_power", 0.9, "Of --schedule=poly.", 0.0)
     real("last_layer_gradient_multiplier", 1.0, "After the backbone.", 0.0)
     whole("hard_example_mining_step", 0, "Steps of its beginning.", 0)
     flags.DEFINE_bool(

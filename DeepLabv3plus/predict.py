@@ -1,7 +1,7 @@
 """Segments your own pictures with a run of DeepLabv3plus, at their own size.
 
 python DeepLabv3plus/predict.py --run=RUN --input=FILE|FOLDER|GLOB
-  --output=DIR [--eval_scales=0.75,1,1.25] [--add_flipped_images]
+  --output=DIR [--scales=0.75,1,1.25] [--flip]
 """
 
 import glob
@@ -33,8 +33,8 @@ def define_flags() -> None:
     flags.DEFINE_string("run", None, "Run folder: --output_path of train.py.")
     flags.DEFINE_string("input", None, "A picture, a folder or a glob.")
     flags.DEFINE_string("output", None, "Folder for masks and overlays.")
-    evaluate.define_inference_flags()
-    for name in ("eval_crop_size", "eval_scales", "add_flipped_images"):
+    evaluate.define_scale_flags()
+    for name in ("eval_crop_size", "scales", "flip"):
         flags.declare_key_flag(name)
     flags.DEFINE_bool("probabilities", False, "Write them too, as npz.")
     for name in ("run", "input", "output"):
@@ -94,8 +94,8 @@ def predict_run(
     paths: list[str],
     output: str,
     crop: Optional[str] = None,
-    scales: Sequence[str] = ("1.0",),
-    mirrored: bool = False,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
     probabilities: bool = False,
 ) -> None:
     """Segments the pictures in `paths` with the best weights of `run`.
@@ -106,12 +106,12 @@ def predict_run(
       output: folder for masks and overlays.
       crop: `height,width` that the network sees; none: the run's own.
       scales: of the crop, over which probabilities are averaged.
-      mirrored: average over mirrored crops too.
+      flip: average over mirrored crops too.
       probabilities: write them too, in float16.
     """
     values, network = evaluate.restore(run)
     values["eval_crop_size"] = crop or values["eval_crop_size"]
-    segmenter = evaluate.make_segmenter(values, network, scales, mirrored)
+    segmenter = evaluate.make_segmenter(values, network, scales, flip)
     os.makedirs(output, exist_ok=True)
     start = time.perf_counter()
     for done, path in enumerate(paths, 1):
@@ -132,15 +132,15 @@ def predict_run(
 def main() -> None:
     """Predicts what --input names."""
     # Before the device is opened, so that a wrong path is told at once.
-    paths = find_inputs(FLAGS.input)
+    paths, scales = find_inputs(FLAGS.input), evaluate.read_scales()
     print(npu_config.setup().describe())
     predict_run(
         FLAGS.run,
         paths,
         FLAGS.output,
         FLAGS.eval_crop_size,
-        FLAGS.eval_scales,
-        FLAGS.add_flipped_images,
+        scales,
+        FLAGS.flip,
         FLAGS.probabilities,
     )
 

@@ -41,7 +41,7 @@ UNREADABLE = (
 
 def write_json(path: str, value: object) -> None:
     """Writes JSON; a reader sees the old file or the whole new one."""
-    # Beside its place: a rename is atomic within one file system only.
+    # In the same folder: renaming is atomic within one file system only.
     with tempfile.NamedTemporaryFile(
         "w", dir=os.path.dirname(path), suffix=".part", delete=False
     ) as file:
@@ -215,6 +215,8 @@ class Checkpoints:
         self.best = tf.Variable(-1.0, dtype=tf.float32, trainable=False)
         self.network, self.optimizer = network, optimizer
         weights = {"model": network, "step": self.step, "best": self.best}
+        # prepare_optimizer has made the slots: restoring fills what is there,
+        # and assert_consumed would fail on the rest.
         self.checkpoint = tf.train.Checkpoint(optimizer=optimizer, **weights)
         self.latest = tf.train.CheckpointManager(
             self.checkpoint, os.path.join(path, "ckpt"), max_to_keep=keep

@@ -79,7 +79,7 @@ def define_flags() -> None:
     )
     text("data_path", None, "Data set; none: draw sample data.")
     flags.DEFINE_enum(
-        "check_data", "sample", ["sample", "all"], "Label files to check."
+        "check_data", "sample", ["sample", "all"], "Files to check in full."
     )
     text("output_path", "results", "The run folder.")
     flags.DEFINE_bool("overwrite", False, "Start anew in output_path.")
@@ -88,7 +88,7 @@ def define_flags() -> None:
     whole("batch_size", 7, "Pictures per rank and step.", 1)
     real("learning_rate", 1e-4, "Of momentum SGD, at its start.", 0.0)
     flags.DEFINE_enum(
-        "learning_policy", "poly", ["poly", "step"], "poly falls to 0."
+        "schedule", "poly", ["poly", "step"], "Of the rate; poly falls to 0."
     )
     whole("slow_start_step", 0, "Steps of a slow start.", 0)
     real("slow_start_learning_rate", 1e-4, "The rate in it.", 0.0)
@@ -104,7 +104,7 @@ def define_flags() -> None:
     text("eval_crop_size", None, "The same for evaluation; none: equal.")
     flags.DEFINE_bool("initialize_last_layer", True, "From the checkpoint.")
     flags.DEFINE_bool("fine_tune_batch_norm", False, "Else it is frozen.")
-    real("batch_norm_decay", 0.9997, "Per step; 0.9 from scratch.", 0.0, 1.0)
+    real("batch_norm_decay", 0.9997, "Of its statistics, per step.", 0.0, 1.0)
     flags.DEFINE_enum(
         "augment",
         "reference",
@@ -117,7 +117,7 @@ def define_flags() -> None:
     whole("keep_checkpoints", 2, "Newest checkpoints kept.", 1)
     whole("warmup_steps", 3, "Steps left out of images/s.", 0)
     whole("limit_train", 0, "Use only the first pictures; 0: all.", 0)
-    whole("limit_eval", 0, "The same for evaluation.", 0)
+    whole("limit_eval", 0, "Evaluate only the first pictures; 0: all.", 0)
     options.define_flags()
     for name in options.USUAL:
         flags.declare_key_flag(name)
@@ -128,6 +128,7 @@ def define_flags() -> None:
         ("training_number_of_steps", "train_steps"),
         ("train_batch_size", "batch_size"),
         ("base_learning_rate", "learning_rate"),
+        ("learning_policy", "schedule"),
         ("log_steps", "log_every"),
     ):
         flags.DEFINE_alias(alias, name)
@@ -214,7 +215,7 @@ def evaluation_stream(
 def learning_rate_schedule() -> Schedule:
     """The learning rate over the steps."""
     return Schedule(
-        FLAGS.learning_policy,
+        FLAGS.schedule,
         FLAGS.learning_rate,
         FLAGS.train_steps,
         FLAGS.learning_power,
@@ -230,11 +231,11 @@ def create_network(
     random.seed(FLAGS.seed)  # Keras 3 draws its initial weights from here
     np.random.seed(FLAGS.seed)
     tf.random.set_seed(FLAGS.seed)  # Keras 2.6 from here
-    synchronized = FLAGS.sync_batch_norm and runtime.size > 1
+    synchronised = FLAGS.sync_batch_norm and runtime.size > 1
     norm = BatchNorm(
         FLAGS.fine_tune_batch_norm,
         FLAGS.batch_norm_decay,
-        runtime if synchronized else None,
+        runtime if synchronised else None,
     )
     shape = shape_of(FLAGS.flag_values_dict())
     network, trainer = create_model(shape, norm, FLAGS.dropout)
@@ -399,9 +400,10 @@ def use_run(runtime: npu_config.Runtime, path: str) -> None:
     """What exec_mode asks for beyond training, from the run's best weights."""
     if FLAGS.exec_mode == "evaluate":
         values, network = evaluate.restore(path)
-        names = (*evaluate.CHANGEABLE, "limit_eval")
+        names = evaluate.CHANGEABLE
         # What the command line says; all else is as the run was trained.
         given = {n: FLAGS[n].value for n in names if FLAGS[n].present}
+        given["limit_eval"] = FLAGS.limit_eval
         values.update(given)
         table, rows = evaluate.evaluate_run(values, network, runtime)
         if runtime.rank == 0:

@@ -167,7 +167,7 @@ def read(path: str) -> dict[str, np.ndarray]:
                 archive = np.load(file, allow_pickle=False)
                 return {name: archive[name] for name in archive.files}
         # People give the index file's name; TensorFlow wants the prefix.
-        reader = tf.train.load_checkpoint(path.replace(".index", ""))
+        reader = tf.train.load_checkpoint(path.removesuffix(".index"))
         return {
             name: reader.get_tensor(name)
             for name in reader.get_variable_to_shape_map()
@@ -255,7 +255,7 @@ def some(names: Sequence[str]) -> str:
 
 def save_npz(network: tf.keras.Model, path: str) -> None:
     """Writes all weights; a reader sees the old file or the new one."""
-    # Beside its place: a rename is atomic within one file system only.
+    # In the same folder: renaming is atomic within one file system only.
     folder = os.path.dirname(os.path.abspath(path))
     with tempfile.NamedTemporaryFile(
         dir=folder, suffix=".part", delete=False

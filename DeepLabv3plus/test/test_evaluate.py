@@ -1,6 +1,7 @@
 """Evaluation over ranks, prediction at any size and several scales."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -189,11 +190,13 @@ def test_a_range_of_sizes_holds_for_prediction_too(
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
-def test_scales_that_are_none() -> None:
+def test_scales_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """The flag is named."""
-    for wrong in (["a"], [], ["9"]):
-        with pytest.raises(UserError, match="--eval_scales="):
-            evaluate.make_segmenter({}, None, wrong)
+    for wrong in (["a"], [], ["9"], ["1", "0"]):
+        given = SimpleNamespace(scales=wrong)
+        monkeypatch.setattr(evaluate, "FLAGS", given)
+        with pytest.raises(UserError, match="--scales=.*: numbers of 0.1..4"):
+            evaluate.read_scales()
 
 
 def test_inputs_by_file_folder_and_glob(tmp_path: Path) -> None:
