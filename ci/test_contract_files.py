@@ -29,6 +29,14 @@ FLAGS = (
 ).split()
 # Flags whose help says what this model does: its optimiser, its augmentation.
 OWN_WORDS = {"augment", "learning_rate", "weight_decay", "seed"}
+# Flags of each script whose help is the same everywhere. Not --run: a model
+# that ships weights can do without.
+SAME_WORDS = {
+    "train": set(FLAGS) - OWN_WORDS,
+    "evaluate": {"data_path", "output_path", "limit_eval"},
+    "predict": {"input", "output"},
+    "export": {"output", "formats", "batch_size"},
+}
 TOOL_FLAGS = {
     "evaluate": {"run", "data_path", "output_path"},
     "predict": {"run", "input", "output"},
@@ -132,13 +140,14 @@ def test_a_flag_means_the_same_everywhere(
     model_folder: Path, flag_tables: dict[str, dict]
 ) -> None:
     """Types agree in all shared flags, help texts in the common ones."""
-    first = flag_tables[contract.model_folders()[0].name]["train"]
-    table = flag_tables[model_folder.name]["train"]
-    # A flag of one model only has nothing to agree with.
-    types = {name: table[name][0] for name in set(table) & set(first)}
-    assert types == {name: first[name][0] for name in types}
-    helps = {name: table[name][1] for name in set(FLAGS) - OWN_WORDS}
-    assert helps == {name: first[name][1] for name in helps}
+    for script, names in SAME_WORDS.items():
+        first = flag_tables[contract.model_folders()[0].name][script]
+        table = flag_tables[model_folder.name][script]
+        # A flag of one model only has nothing to agree with.
+        types = {name: table[name][0] for name in set(table) & set(first)}
+        assert types == {name: first[name][0] for name in types}, script
+        helps = {name: table[name][1] for name in names}
+        assert helps == {name: first[name][1] for name in names}, script
 
 
 def test_every_flag_is_explained(
