@@ -132,7 +132,7 @@ def define_flags() -> None:
     whole("keep_checkpoints", 2, "Newest checkpoints kept.", 1)
     whole("warmup_steps", 3, "Steps left out of images/s.", 0)
     whole("limit_train", 0, "Use only the first pictures; 0: all.", 0)
-    whole("limit_eval", 0, "The same for evaluation.", 0)
+    whole("limit_eval", 0, "Evaluate only the first pictures; 0: all.", 0)
     for alias, name in (
         ("data_url", "data_path"),
         ("data_dir", "data_path"),

@@ -16,11 +16,9 @@ from PIL import Image, ImageSequence
 from common.npu_config import UserError
 from UNet2D import progress
 
-# No GIF: even greys have a palette there, whose indices are no brightness.
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff")
 # Ours, a little above Pillow's own limit of 89 million.
 MAX_PIXELS = 100_000_000  # a larger picture is taken for a bomb
-CHECKED_LABELS = 32  # files whose values are counted unless all are asked for
 MIN_SIDE = 16  # pixels; the network's smallest step
 LAYOUTS = (("images", "labels"), ("train/image", "train/label"))
 LAYOUT_HELP = (
@@ -46,10 +44,11 @@ def natural_key(name: str) -> list:
     return [int(part) if part.isdigit() else part for part in parts]
 
 
-def read_pages(path: str) -> list[np.ndarray]:
+def read_pages(path: str, label: bool = False) -> list[np.ndarray]:
     """All pages of a picture file as uint8 arrays [h, w] or [h, w, c].
 
-    16-bit grey is scaled to 8 bits; a palette's indices stay indices.
+    16-bit grey is scaled to 8 bits. Of a palette a label keeps the indices,
+    which are its ids, and a picture the colours.
     """
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     try:
@@ -60,7 +59,8 @@ def read_pages(path: str) -> list[np.ndarray]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as file:
                 return [
-                    _to_array(page) for page in ImageSequence.Iterator(file)
+                    _to_array(page, label)
+                    for page in ImageSequence.Iterator(file)
                 ]
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UserError(
@@ -74,9 +74,11 @@ def read_pages(path: str) -> list[np.ndarray]:
         ) from None
 
 
-def _to_array(page: Image.Image) -> np.ndarray:
+def _to_array(page: Image.Image, label: bool) -> np.ndarray:
     """Pixels of one page as uint8."""
-    # No conversion by mode: it would turn a palette's ids into grey.
+    if page.mode == "P" and not label:
+        page = page.convert("RGB")
+    # No conversion of labels: it would turn a palette's ids into grey.
     pixels = np.asarray(page)
     if pixels.dtype == bool:
         return pixels.astype(np.uint8)
@@ -92,6 +94,9 @@ def _to_array(page: Image.Image) -> np.ndarray:
 def check_picture(name: str, pixels: np.ndarray, channels: int) -> np.ndarray:
     """The picture as [h, w, channels], or a UserError."""
     pixels = pixels.reshape(pixels.shape[:2] + (-1,))
+    # Some tools save greyscale as three equal channels, or with a palette.
+    if channels == 1 and (pixels == pixels[..., :1]).all():
+        pixels = pixels[..., :1]
     if pixels.shape[-1] != channels:
         raise UserError(
             f"{name}: {pixels.shape[-1]} channels where --in_channels="
@@ -189,7 +194,7 @@ def _read_volume(
     labels = os.path.join(data_path, "train-labels.tif")
     if not os.path.exists(labels):
         raise UserError(f"{labels}: missing; {LAYOUT_HELP}")
-    pages, masks = read_pages(volume), read_pages(labels)
+    pages, masks = read_pages(volume), read_pages(labels, label=True)
     if len(pages) != len(masks):
         raise UserError(
             f"{volume} has {len(pages)} pages, {labels} {len(masks)}; "
@@ -219,14 +224,15 @@ def _read_folders(
                 f"{path}: no label {stem}.* in {label_folder}; add it or "
                 "move the picture away"
             )
-        pixels, label = read_single(path), read_single(labels[stem])
+        pixels = read_single(path)
+        label = read_single(labels[stem], label=True)
         pairs.append(_pair(path, pixels, labels[stem], label, checks))
     return pairs
 
 
-def read_single(path: str) -> np.ndarray:
-    """The only page of a picture file."""
-    pages = read_pages(path)
+def read_single(path: str, label: bool = False) -> np.ndarray:
+    """The only page of a picture file; see `read_pages`."""
+    pages = read_pages(path, label)
     if len(pages) != 1:
         raise UserError(
             f"{path}: {len(pages)} pages; in folders each file holds one "
@@ -240,15 +246,16 @@ def read_pairs(
     channels: int,
     num_classes: int,
     ignore_label: int,
-    check_all: bool = False,
 ) -> Sequence[Picture]:
-    """Reads and checks all labelled pictures of a data set, in natural order.
+    """Reads and checks all labelled pictures of a data set, naturally ordered.
 
-    The values of a sample of the labels are counted, or of all of them.
+    They are held in memory, so that nothing is left to check later.
     """
     checks = (channels, num_classes, ignore_label)
     if not os.path.isdir(data_path):
-        raise UserError(f"--data_path={data_path}: no such folder")
+        raise UserError(
+            f"--data_path={data_path}: no such folder; {LAYOUT_HELP}"
+        )
     pairs: list[Picture] = []
     if os.path.exists(os.path.join(data_path, "train-volume.tif")):
         pairs = _read_volume(data_path, checks)
@@ -261,8 +268,7 @@ def read_pairs(
         raise UserError(
             f"--data_path={data_path}: no pictures found; {LAYOUT_HELP}"
         )
-    step = 1 if check_all else -(-len(pairs) // CHECKED_LABELS)
-    counts = count_classes(pairs[::step], num_classes, ignore_label)
+    counts = count_classes(pairs, num_classes, ignore_label)
     # A label may be ignored altogether.
     shares = counts / max(counts.sum(), 1)
     shown = ", ".join(f"class {n} {s:.1%}" for n, s in enumerate(shares))

@@ -82,6 +82,8 @@ def define_flags() -> None:
         flags.DEFINE_float,
     )
     text("data_path", None, "Data set; none: draw sample data.")
+    # As in the other rooms, where pictures may stay on the disk; here all are
+    # held in memory and checked.
     flags.DEFINE_enum(
         "check_data", "sample", ["sample", "all"], "Files to check in full."
     )
@@ -146,7 +148,7 @@ def define_flags() -> None:
     # The port's number; NVIDIA leaves out 200.
     whole("warmup_steps", 3, "Steps left out of images/s.", 0)
     whole("limit_train", 0, "Use only the first pictures; 0: all.", 0)
-    whole("limit_eval", 0, "The same for evaluation.", 0)
+    whole("limit_eval", 0, "Evaluate only the first pictures; 0: all.", 0)
     for alias, name in (
         ("data_dir", "data_path"),
         ("model_dir", "output_path"),
@@ -189,7 +191,6 @@ def read_data(
         FLAGS.in_channels,
         FLAGS.num_classes,
         FLAGS.ignore_label,
-        FLAGS.check_data == "all",
     )
 
 

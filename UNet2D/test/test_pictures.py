@@ -88,7 +88,9 @@ def broken_missing_label(root: Path) -> None:
 
 def broken_channels(root: Path) -> None:
     """A colour picture where the network takes one channel."""
-    save(root / "images" / "9.tif", np.zeros((40, 40, 3), np.uint8))
+    pixels = np.zeros((40, 40, 3), np.uint8)
+    pixels[..., 0] = 1
+    save(root / "images" / "9.tif", pixels)
 
 
 def broken_label_colour(root: Path) -> None:
@@ -133,6 +135,25 @@ def broken_bomb(root: Path) -> None:
     save(root / "images" / "10.png", np.zeros((10100, 10100), np.uint8))
 
 
+@pytest.mark.parametrize("name", ["9.png", "9.gif"])
+def test_a_grey_picture_may_come_in_colours(tmp_path: Path, name: str) -> None:
+    """A palette or three equal channels say no more than one channel."""
+    ids = np.tile(np.arange(40, dtype=np.uint8), (40, 1))
+    # Falling, so that the indices would be another picture.
+    shades = np.repeat(np.arange(200, 0, -5, dtype=np.uint8), 3)
+    folder = folder_set(tmp_path) / "images"
+    (folder / "9.tif").unlink()
+    image = Image.fromarray(ids)
+    image.putpalette(shades.tobytes())
+    image.save(folder / name)
+    pixels = pictures.read_pairs(str(tmp_path), *CHECKS)[0].pixels
+    np.testing.assert_array_equal(pixels, 200 - 5 * ids[..., np.newaxis])
+    save(folder / "9.png", np.stack([ids] * 3, -1))
+    pixels = pictures.read_single(str(folder / "9.png"))
+    pixels = pictures.check_picture("9.png", pixels, channels=1)
+    np.testing.assert_array_equal(pixels[..., 0], ids)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -160,7 +181,7 @@ def test_bad_data_is_one_line(tmp_path: Path, damage, message: str) -> None:
 def test_volume_without_labels_and_empty_folders(tmp_path: Path) -> None:
     """The message shows the layouts."""
     for path in (tmp_path / "missing", tmp_path):
-        with pytest.raises(UserError, match="--data_path="):
+        with pytest.raises(UserError, match="--data_path=.*images/"):
             pictures.read_pairs(str(path), *CHECKS)
     sample_data.draw(str(tmp_path), count=2, side=64)
     (tmp_path / "train-labels.tif").unlink()
