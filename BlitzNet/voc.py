@@ -186,7 +186,9 @@ class Reader:
     ) -> None:
         """`names`: of the classes; `sbd`: a folder of SBD's masks."""
         if not os.path.isdir(data_path):
-            raise UserError(f"--data_path={data_path}: no such folder")
+            raise UserError(
+                f"--data_path={data_path}: no such folder; {LAYOUT_HELP}"
+            )
         self.data_path, self.ignore_label = data_path, ignore_label
         self.names, self.sbd = names, sbd
 

@@ -45,7 +45,10 @@ def find_sources(
 ) -> list[Source]:
     """The pictures of a split with their labels, in the data's own order."""
     if not os.path.isdir(data_path):
-        raise UserError(f"--data_path={data_path}: no such folder")
+        raise UserError(
+            f"--data_path={data_path}: no such folder; "
+            + LAYOUT_HELP.format(split=split)
+        )
     for name in (split, SAME_SPLITS.get(split, split)):
         found = (
             _from_voc(data_path, name, label_folder)

@@ -237,7 +237,9 @@ class Reader:
     ) -> None:
         """`no_roi`: the whole picture is the region; no maps are needed."""
         if not os.path.isdir(data_path):
-            raise UserError(f"--data_path={data_path}: no such folder")
+            raise UserError(
+                f"--data_path={data_path}: no such folder; {LAYOUT_HELP}"
+            )
         self.data_path = data_path
         self.num_classes, self.ignore_label = num_classes, ignore_label
         self.folders = [LABEL_SETS[labels].folder]

@@ -16,7 +16,8 @@ from ci import contract
 
 # What each mistake's one line must mention.
 MISTAKES = {
-    "missing data folder": "no such data",
+    # With the layout that it should have.
+    "missing data folder": "no such data: no such folder; expected ",
     "empty data folder": "empty data",
     "batch larger than the data": "--batch_size",
     "enum value": "exec_mode",
