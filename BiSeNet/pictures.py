@@ -21,6 +21,7 @@ from BiSeNet.classes import UNKNOWN, Classes
 from common.npu_config import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff")
+# Ours, a little above Pillow's own limit of 89 million.
 MAX_PIXELS = 100_000_000  # a larger picture is taken for a bomb
 # Ours: CamVid's largest split, 421 pictures of 960x720, takes 0.9 GB.
 MAX_DECODED = 2**31  # bytes of decoded pictures that are kept in memory
@@ -62,7 +63,7 @@ class Picture(NamedTuple):
 def natural_key(name: str) -> list:
     """Sorts `2.png` before `10.png`."""
     parts = re.split(r"(\d+)", os.path.basename(name))
-    # Text and numbers alternate, so that like meets like in a comparison.
+    # Text and numbers alternate, so that like is compared with like.
     return [int(part) if part.isdigit() else part for part in parts]
 
 
@@ -119,12 +120,17 @@ def read_picture(path: str) -> np.ndarray:
 def read_ids(path: str, count: int, ignore_label: int) -> np.ndarray:
     """Class ids [h, w] uint8 of a grey or palette picture."""
     ids = np.asarray(_open(path))
+    if ids.ndim == 3 and ids.shape[-1] in (2, 4):
+        ids = ids[..., :-1]  # the last channel says how opaque a pixel is
     if ids.ndim == 3:
-        raise UserError(
-            f"{path}: a colour picture; labels in this folder hold one class "
-            "id per pixel: save them as greyscale or palette PNG, or put "
-            "colour labels in a folder of the name <split>_labels"
-        )
+        # Some tools save greyscale as three equal channels.
+        if (ids != ids[..., :1]).any():
+            raise UserError(
+                f"{path}: a colour picture; labels in this folder hold one "
+                "class id per pixel: save them as greyscale or palette PNG, "
+                "or put colour labels in a folder of the name <split>_labels"
+            )
+        ids = ids[..., 0]
     ids = ids.astype(np.int64)
     # Counting is many times faster than np.unique, which sorts.
     own = np.bincount(np.clip(ids, 0, 256).ravel(), minlength=257)
@@ -153,7 +159,9 @@ class Reader:
         """Takes the flags of a run by their names."""
         self.data_path = values["data_path"]
         if not os.path.isdir(self.data_path):
-            raise UserError(f"--data_path={self.data_path}: no such folder")
+            raise UserError(
+                f"--data_path={self.data_path}: no such folder; {LAYOUT_HELP}"
+            )
         self.ignore_label = values["ignore_label"]
         self.admit_unknown = values["unknown_colour"] == "ignore"
         path = class_tables.find(self.data_path, values["class_dict"])

@@ -112,6 +112,29 @@ def test_integer_labels_beside_a_list_file(tmp_path: Path) -> None:
         read.read("test")
 
 
+def test_labels_as_palette_and_as_equal_channels(tmp_path: Path) -> None:
+    """Indices stay indices; three equal channels are one."""
+    save(tmp_path / "train" / "a.png", picture())
+    path, opaque = tmp_path / "trainannot" / "a.png", np.full_like(ids(), 255)
+    read = reader(tmp_path, num_classes=3)
+    for form in (
+        [ids()] * 3,
+        [*[ids()] * 3, opaque],
+        [ids(), opaque],
+    ):
+        save(path, np.stack(form, -1))
+        (pair,) = read.read("train")
+        np.testing.assert_array_equal(pictures.unpack_label(pair), ids())
+    label = Image.fromarray(ids())
+    label.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0] + [0] * 759)
+    label.save(path)
+    (pair,) = read.read("train")
+    np.testing.assert_array_equal(pictures.unpack_label(pair), ids())
+    save(path, painted(ids()))
+    with pytest.raises(UserError, match="a.png: a colour picture"):
+        read.read("train")
+
+
 def test_grouping_camvid(tmp_path: Path) -> None:
     """The 32 classes in 11 groups; nothing is left over."""
     assert len(CAMVID_32) == 32
