@@ -190,6 +190,18 @@ def test_colours_in_either_order() -> None:
     np.testing.assert_array_equal(white, np.full((6, 6, 3), 255.0))
 
 
+def test_augmentation_is_the_same_eager_and_in_tf_data() -> None:
+    """What is tested eagerly is what training sees."""
+    image, label = marked_sample(50, 70)
+    key = tf.constant([1, 2], tf.int64)
+    eager = augment.augment(image, label, RECIPE, key)
+    data = tf.data.Dataset.from_tensors((image, label))
+    data = data.map(lambda *each: augment.augment(*each, RECIPE, key))
+    graph = next(iter(data))
+    for name in eager:
+        np.testing.assert_allclose(graph[name], eager[name], atol=1e-3)
+
+
 def test_evaluation_takes_every_picture_once(pairs: list) -> None:
     """Whole, at its own size, over two ranks together."""
     seen = []

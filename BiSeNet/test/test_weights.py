@@ -160,6 +160,19 @@ def test_decay_acts_where_the_form_says() -> None:
         assert all(len(kernel.shape) == 4 for kernel in kernels)
 
 
+def test_names_do_not_depend_on_the_version(models: tuple) -> None:
+    """A file holds the reference's names, so either Keras reads it."""
+    names = [list(arrays_of(model)) for model in models]
+    for own, count in zip(names, (384, 396)):
+        assert own[:2] == [
+            "xception39/pool1/weights",
+            "xception39/pool1_bn1/gamma",
+        ]
+        assert len(own) == count
+    assert names[0][-1] == "combine_path/logits/weights"
+    assert names[1][-1] == "combine_path/supl2/weights"
+
+
 def test_mismatch_lists_what_is_wrong_and_loads_nothing(
     models: tuple, tmp_path: Path
 ) -> None:

@@ -58,13 +58,14 @@ def pairs(drawn: Path) -> list:
     return read(drawn)
 
 
+def stream(start: int, take: int, rank: int = 0, size: int = 1) -> list:
+    """(position, index) pairs of a stream over seven pictures."""
+    data = dataset.index_stream(7, 5, start, rank, size).take(take)
+    return [(int(position), int(index)) for position, index in data]
+
+
 def test_stream_is_a_function_of_seed_and_position() -> None:
-    """It resumes anywhere; ranks share it; each epoch has its own order."""
-
-    def stream(start, take, rank=0, size=1):
-        data = dataset.index_stream(7, 5, start, rank, size).take(take)
-        return [(int(position), int(index)) for position, index in data]
-
+    """It resumes anywhere, and each epoch is a permutation of its own."""
     whole = stream(0, 28)
     assert [position for position, _ in whole] == list(range(28))
     assert stream(11, 17) == whole[11:]
@@ -74,6 +75,10 @@ def test_stream_is_a_function_of_seed_and_position() -> None:
     ]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_ranks_share_one_stream() -> None:
+    """Eight ranks see disjoint samples that together are the stream."""
     parts = [stream(16, 3, rank, 8) for rank in range(8)]
     assert sorted(sum(parts, [])) == stream(16, 24)
 
@@ -176,6 +181,18 @@ def test_a_picture_without_objects_is_augmented() -> None:
         changed = augment.augment(sample, RECIPE, key)
         batch = augment.finish_sample(changed, RECIPE, tf.constant(PRIORS))
         assert not batch["classes"].numpy().any()
+
+
+def test_augmentation_is_the_same_eager_and_in_tf_data() -> None:
+    """What is tested eagerly is what training sees."""
+    sample = marked_sample()
+    key = tf.constant([1, 2], tf.int64)
+    eager = augment.augment(sample, RECIPE, key)
+    data = tf.data.Dataset.from_tensors(tuple(sample))
+    data = data.map(lambda *each: augment.augment(Sample(*each), RECIPE, key))
+    graph = next(iter(data))
+    for ours, wanted in zip(graph, eager):
+        np.testing.assert_allclose(ours, wanted, atol=1e-5)
 
 
 def test_evaluation_takes_every_picture_once(pairs: list) -> None:

@@ -89,6 +89,17 @@ def test_tf1_checkpoint_of_the_reference_loads(
         np.testing.assert_array_equal(value, values[name].astype(np.float32))
 
 
+def test_names_do_not_depend_on_the_version(network: tf.keras.Model) -> None:
+    """A file holds the reference's names, so either Keras reads it."""
+    names = list(arrays_of(network))
+    assert names[:2] == [
+        "resnet_v1_50/conv1/weights",
+        "resnet_v1_50/conv1/BatchNorm/gamma",
+    ]
+    assert names[-2:] == ["ssd/Conv_7/weights", "ssd/Conv_7/biases"]
+    assert len(names) == 494
+
+
 @pytest.mark.parametrize(
     ("other", "told"),
     [
@@ -130,6 +141,43 @@ def test_other_classes_start_anew(tmp_path: Path) -> None:
             *(f"ssd/confidence/ssd_back/block_rev{n}" for n in range(1, 7)),
         )
     )
+
+
+def test_missing_and_extra_entries_are_listed(
+    network: tf.keras.Model, tmp_path: Path
+) -> None:
+    """Nothing is skipped silently."""
+    values = arrays_of(network)
+    values["resnet/kernel"] = values.pop("ssd/Conv_7/weights")
+    path = str(tmp_path / "other.npz")
+    np.savez(path, **values)
+    told = r"missing 1 \(ssd/Conv_7/weights\); extra 1 \(resnet"
+    with pytest.raises(UserError, match=told):
+        weights.load(network, path)
+
+
+def test_pickled_objects_are_refused(tmp_path: Path) -> None:
+    """An npz that would run code when unpickled runs nothing."""
+    marker = tmp_path / "ran"
+
+    class Malicious:
+        def __reduce__(self):
+            return (marker.write_text, ("x",))
+
+    path = str(tmp_path / "bad.npz")
+    np.savez(path, weights=np.array([Malicious()], dtype=object))
+    with pytest.raises(UserError, match="plain arrays"):
+        weights.read(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip"])
+def test_damaged_npz_is_one_line(tmp_path: Path, content: bytes) -> None:
+    """Truncated and foreign files are named."""
+    path = tmp_path / "weights.npz"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="weights.npz: cannot be read"):
+        weights.read(str(path))
 
 
 def trunk_values(network: tf.keras.Model, seed: int) -> dict:
