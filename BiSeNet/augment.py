@@ -16,6 +16,8 @@ from BiSeNet.classes import UNKNOWN
 BRIGHTNESS = 32.0  # largest change, of 255
 SATURATION = (0.5, 1.5)
 BRIGHT_FIRST_SHARE = 0.25  # the reference's four cases differ in one only
+MIRROR_SHARE = 0.5
+# New draws go to the end: moved ones would change what a seed gives.
 DRAWS = 7  # random numbers that a sample uses
 
 
@@ -108,7 +110,6 @@ def augment(
       int32; below and to the right of a small picture black and UNKNOWN.
     """
     # At once: each call of a stateless generator costs more than its numbers.
-    # The place of a draw is fixed: moving one makes every seed another run.
     draws = tf.random.stateless_uniform([DRAWS], seed)
     full = recipe.kind == "reference"
     scale = tf.constant(1.0)
@@ -117,7 +118,7 @@ def augment(
     image, label = cut_and_scale(image, label, scale, draws[1:3], recipe)
     if full:
         image, label = tf.cond(
-            draws[3] < 0.5,
+            draws[3] < MIRROR_SHARE,
             lambda: (image[:, ::-1], label[:, ::-1]),
             lambda: (image, label),
         )

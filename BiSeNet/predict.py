@@ -133,6 +133,7 @@ def predict_run(
 def main() -> None:
     """Predicts what --input names."""
     run = run_folder.find_run(FLAGS.run)
+    # Before the device is opened, so that a wrong path is told at once.
     paths, scales = find_inputs(FLAGS.input), evaluate.read_scales()
     print(npu_config.setup().describe())
     predict_run(run, paths, FLAGS.output, scales, FLAGS.flip)

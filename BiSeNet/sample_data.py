@@ -106,7 +106,7 @@ def draw(
     seed: int = 0,
 ) -> None:
     """Draws `count` pictures for training, a quarter for each other split."""
-    # Unlike default_rng it draws the same in every version of NumPy.
+    # NumPy keeps this generator's numbers the same in all versions.
     rng = np.random.RandomState(seed)
     colours = np.array(CLASSES.colours, np.uint8)
     for split in ("train", "val", "test"):

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from BiSeNet.classes import UNKNOWN, Classes
 
 OVERLAY_SHARE = 0.5  # of the colour: a street should show through
-# Matplotlib's blue, red and green; the red marks wrong pixels as well.
+# Blue, red and green of Matplotlib's default colours.
 CURVE_COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44))
 GAP = 4  # pixels between the tiles of a contact sheet
 CAPTION = 14  # pixels of height of a line of text

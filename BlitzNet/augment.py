@@ -23,10 +23,10 @@ CANVAS_RGB = (0.482948, 0.454521, 0.404167)  # its colour: the mean
 # Shares covered where SSD has overlaps: TensorFlow's sampler takes these.
 COVERED = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # of an object, least, in a crop
 ASPECT, AREA, TRIES = (0.5, 2.0), (0.3, 1.0), 50  # of a crop
-FLIP_SHARE = 0.5
+MIRROR_SHARE = 0.5
 SMALLEST = 2  # pixels that an object keeps at least
 UNLABELLED = 255  # mask value of pixels that do not count
-# Which is for what belongs to the meaning of a seed: keep their order.
+# New draws go to the end: moved ones would change what a seed gives.
 DRAWS = 11  # random numbers that a sample uses
 
 
@@ -265,7 +265,7 @@ def augment(sample: Sample, recipe: Recipe, seed: tf.Tensor) -> Sample:
     sample = zoom_and_crop(sample, draws[5:10], recipe, seed)
     return Sample(
         *tf.cond(
-            draws[10] < FLIP_SHARE,
+            draws[10] < MIRROR_SHARE,
             lambda: tuple(flip(sample)),
             lambda: tuple(sample),
         )

@@ -282,7 +282,7 @@ def _sheet_row(
     image = tf.image.resize(batch["image"][0], mask.shape).numpy() * 255.0
     colours = visuals.palette(UNLABELLED + 1)
     predicted = results.get("predicted", np.zeros_like(mask))
-    blended = visuals.overlay(image, predicted, len(names)).astype(np.uint8)
+    blended = visuals.overlay(image, predicted, len(names))
     left, top, width, height = pair.objects.boxes.T
     truth = np.stack([top, left, top + height, left + width], 1)
     shown = results.get("scores", np.zeros(0)) >= SHOWN_SCORE

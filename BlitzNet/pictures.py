@@ -24,7 +24,7 @@ GRAPH_FORMAT, GRAPH_MODES = "JPEG", ("L", "RGB")
 # The marker of a JPEG's end, which coded data cannot hold by chance, and how
 # many bytes are searched for it: our choice.
 JPEG_END, JPEG_TAIL = b"\xff\xd9", 4096  # cameras may write after it
-# Our choice; Pillow warns from 89 million on and refuses twice that.
+# Ours, a little above Pillow's own limit of 89 million.
 MAX_PIXELS = 100_000_000  # a larger picture is taken for a bomb
 JPEG, RAW, PACKED = 0, 1, 2  # how a picture's pixels are kept
 

@@ -125,7 +125,6 @@ def save_pictures(
         mask.putpalette(visuals.palette(256).ravel().tolist())
         mask.save(base + "_mask.png")
         drawn = visuals.overlay(picture, classes, len(names))
-        drawn = drawn.astype(np.uint8)
     if "boxes" in results:
         found = (results[name] for name in ("boxes", "classes"))
         drawn = visuals.draw_boxes(drawn, *found, names, results["scores"])
@@ -175,6 +174,7 @@ def predict_run(
 
 def main() -> None:
     """Predicts what --input names."""
+    # Before the device is opened, so that a wrong path is told at once.
     paths = find_inputs(FLAGS.input)
     print(npu_config.setup().describe())
     predict_run(FLAGS.run, paths, FLAGS.output, FLAGS.min_score)

@@ -15,6 +15,7 @@ from BlitzNet.augment import UNLABELLED
 PICTURE_SHARE, COLOUR_SHARE = 130 / 255, 125 / 255  # as the reference has it
 # The looks from here on are our own; the reference's boxes are 5 wide.
 BOX_WIDTH = 3  # pixels
+# Blue, red and green of Matplotlib's default colours.
 CURVE_COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44))
 GAP = 4  # pixels between the tiles of a contact sheet
 CAPTION = 14  # pixels of height of a line of text
@@ -40,10 +41,11 @@ def overlay(
 ) -> np.ndarray:
     """Blends colours over a picture [h, w, 3]; background stays as it is.
 
-    Returns float64 in 0..255.
+    Returns uint8.
     """
     blended = PICTURE_SHARE * picture + COLOUR_SHARE * palette(count)[classes]
-    return np.where(classes[..., np.newaxis] > 0, blended, picture)
+    drawn = np.where(classes[..., np.newaxis] > 0, blended, picture)
+    return drawn.astype(np.uint8)
 
 
 def draw_boxes(

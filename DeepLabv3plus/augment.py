@@ -13,7 +13,7 @@ from DeepLabv3plus.layers import resize_bilinear, resize_nearest
 
 MEAN_PIXEL = 127.5  # zero to the network, as the padding of convolutions is
 MIRROR_SHARE = 0.5
-# Which draw serves what is part of what a seed means: append new ones.
+# New draws go to the end: moved ones would change what a seed gives.
 DRAWS = 4  # random numbers that a sample uses
 
 
@@ -53,8 +53,7 @@ def range_size(size: tf.Tensor, recipe: Recipe) -> tf.Tensor:
 
     The short side becomes min_resize, or by the reference's cutting off a
     pixel less, unless the long side would exceed max_resize: then that is its
-    length. With a factor f sides are raised to
-    the next k f + 1.
+    length. With a factor f sides are raised to the next k f + 1.
     """
     if not recipe.min_resize:
         return size

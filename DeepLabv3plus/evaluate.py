@@ -172,7 +172,7 @@ def _sheet_row(
         sample["image"].astype(np.uint8),
         shown,
         colours[predicted],
-        blended.astype(np.uint8),
+        blended,
         visuals.difference(predicted, label, valid),
     ]
 

@@ -66,7 +66,7 @@ def segmentation_loss(
     valid: tf.Tensor,
     class_weights: Optional[Sequence[float]] = None,
     share: Optional[tf.Tensor] = None,
-    reduce: Callable[[list], list] = list,
+    mean_of_ranks: Callable[[list], list] = list,
 ) -> tf.Tensor:
     """The reference's loss, a scalar.
 
@@ -77,7 +77,7 @@ def segmentation_loss(
       class_weights: of each class; none: all 1.
       share: of the pixels, those with the largest losses, that count; none:
         all of them. Each rank chooses among its own.
-      reduce: means of tensors over the ranks.
+      mean_of_ranks: the means of tensors over all ranks.
     """
     weights = valid
     if class_weights:
@@ -94,7 +94,7 @@ def segmentation_loss(
         counted = tf.reduce_sum(tf.cast(entropies != 0.0, tf.float32))
     # The mean over ranks, since gradients are averaged over them as well:
     # together that is the mean over the pixels of the whole batch.
-    (counted,) = reduce([counted])
+    (counted,) = mean_of_ranks([counted])
     # The reference divides by 1e-5 at least; of no pixels both make 0.
     return tf.math.divide_no_nan(tf.reduce_sum(entropies), counted)
 

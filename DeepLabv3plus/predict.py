@@ -85,7 +85,7 @@ def _save(
     mask.putpalette(visuals.palette(count).ravel().tolist())
     mask.save(base + "_mask.png")
     blended = visuals.overlay(picture, classes, count)
-    Image.fromarray(blended.astype(np.uint8)).save(base + "_overlay.png")
+    Image.fromarray(blended).save(base + "_overlay.png")
     return base
 
 

@@ -99,8 +99,7 @@ def draw(
     seed: int = 0,
 ) -> None:
     """Draws `count` pictures for training and a quarter as many for val."""
-    # Its numbers are the same in every version of numpy. Pictures for val
-    # are drawn last, so that another count changes them too.
+    # NumPy keeps this generator's numbers the same in all versions.
     rng = np.random.RandomState(seed)
     for folder in (PICTURES, LABELS, LISTS):
         os.makedirs(os.path.join(output, folder), exist_ok=True)
@@ -109,6 +108,7 @@ def draw(
         split: [f"{split}_{number:04d}" for number in range(pictures)]
         for split, pictures in splits.items()
     }
+    # Pictures for val are drawn last, so that another count changes them too.
     for stem in stems["train"] + stems["val"]:
         picture, label = draw_scene(rng, height, width)
         path = os.path.join(output, PICTURES, f"{stem}.jpg")

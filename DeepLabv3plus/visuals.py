@@ -34,12 +34,12 @@ def overlay(
 ) -> np.ndarray:
     """Blends colours over a picture [h, w, 3]; background stays as it is.
 
-    Returns float64 in 0..255.
+    Returns uint8.
     """
     colours = palette(count)[classes].astype(np.float64)
     # Class 0 is VOC's background; other data show their first class bare.
     share = OVERLAY_SHARE * (classes > 0)[..., np.newaxis]
-    return (1.0 - share) * picture + share * colours
+    return ((1.0 - share) * picture + share * colours).astype(np.uint8)
 
 
 def difference(
@@ -48,7 +48,7 @@ def difference(
     """Wrong pixels in red, those that do not count in grey, [h, w, 3]."""
     picture = np.full((*label.shape, 3), 255, np.uint8)
     picture[classes != label] = (214, 39, 40)
-    picture[valid == 0] = (200, 200, 200)
+    picture[valid == 0] = (160, 160, 160)
     return picture
 
 
