@@ -8,6 +8,7 @@ import glob
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Optional
@@ -100,6 +101,23 @@ def changed_flags() -> list[str]:
         for module in FLAGS.flags_by_module_dict().values()
         for flag in module
         if flag.present and is_plain(flag.value)
+    )
+
+
+def default_flags() -> list[str]:
+    """The other flags of this script, so that a log tells all of them."""
+    own = [
+        *FLAGS.get_key_flags_for_module(sys.argv[0]),
+        *FLAGS.flags_by_module_dict().get(npu_config.__name__, []),
+    ]
+    return sorted(
+        {
+            f"--{flag.name}={flag.value}"
+            for flag in own
+            if not flag.present
+            and is_plain(flag.value)
+            and not flag.help.startswith("Alias for")
+        }
     )
 
 
@@ -272,7 +290,7 @@ class Checkpoints:
         self._save(self.latest, step)
 
     def save_best(self, step: int) -> None:
-        """Saves the state as the best so far, beside the newest ones."""
+        """Saves the weights as the best so far, beside the newest state."""
         self._save(self.best_manager, step)
 
     def _save(self, manager: tf.train.CheckpointManager, step: int) -> None:

@@ -62,8 +62,8 @@ def define_flags() -> None:
     )
     real("momentum", 0.9, "Share of the velocity kept.", 0.0, 1.0)
     real("learning_power", 0.9, "Of --schedule=poly.", 0.0)
-    real("last_layer_gradient_multiplier", 1.0, "After the backbone.", 0.0)
-    whole("hard_example_mining_step", 0, "Steps of its beginning.", 0)
+    real("last_layer_gradient_multiplier", 1.0, "Beyond backbone.", 0.0)
+    whole("hard_example_mining_step", 0, "Steps to full mining.", 0)
     flags.DEFINE_bool(
         "last_layers_contain_logits_only",
         False,
@@ -72,10 +72,10 @@ def define_flags() -> None:
     flags.DEFINE_bool("upsample_logits", True, "Else labels are made small.")
     real("min_scale_factor", 0.5, "Smallest scale of pictures.", 0.1)
     real("max_scale_factor", 2.0, "Largest scale of pictures.", 0.1)
-    real("scale_factor_step_size", 0.25, "Between them; 0: any.", 0.0)
+    real("scale_factor_step_size", 0.25, "Step of scales; 0: any.", 0.0)
     whole("min_resize_value", None, "Short side of all pictures.", 1)
-    whole("max_resize_value", None, "Limit of their long side.", 1)
-    whole("resize_factor", None, "Their sides are k times it plus 1.", 1)
+    whole("max_resize_value", None, "Limit of the long side.", 1)
+    whole("resize_factor", None, "Sides are k times this plus 1.", 1)
     text("dataset", "pascal_voc_seg", "Ignored: --data_path tells.")
 
 

@@ -91,7 +91,7 @@ def define_flags() -> None:
         "schedule", "poly", ["poly", "step"], "Of the rate; poly falls to 0."
     )
     whole("slow_start_step", 0, "Steps of a slow start.", 0)
-    real("slow_start_learning_rate", 1e-4, "The rate in it.", 0.0)
+    real("slow_start_learning_rate", 1e-4, "Rate in the slow start.", 0.0)
     real("weight_decay", 4e-5, "L2 on kernels but depthwise ones.", 0.0)
     whole("seed", 0, "Of weights, order, augmentation.", 0)
     # Class ids are bytes, and one value stays free to be ignored.
@@ -101,9 +101,9 @@ def define_flags() -> None:
     text("eval_split", "val", "Split to evaluate.")
     text("label_folder", None, "Of VOC; none: SegmentationClass(Raw).")
     text("train_crop_size", "513,513", "Height,width that is trained on.")
-    text("eval_crop_size", None, "The same for evaluation; none: equal.")
+    text("eval_crop_size", None, "In evaluation; none: as trained.")
     flags.DEFINE_bool("initialize_last_layer", True, "From the checkpoint.")
-    flags.DEFINE_bool("fine_tune_batch_norm", False, "Else it is frozen.")
+    flags.DEFINE_bool("fine_tune_batch_norm", False, "Or leave it frozen.")
     real("batch_norm_decay", 0.9997, "Of its statistics, per step.", 0.0, 1.0)
     flags.DEFINE_enum(
         "augment",
@@ -427,6 +427,7 @@ def main() -> None:
         f"{MODEL} {VERSION}, TensorFlow {tf.__version__}, {runtime.describe()}"
     )
     print(f"flags: {' '.join(run_folder.changed_flags())}")
+    print(f"defaults: {' '.join(run_folder.default_flags())}")
     check_flags()
     path = os.path.abspath(FLAGS.output_path)
     if "train" in FLAGS.exec_mode:

@@ -286,7 +286,10 @@ def soak(folder: Path, models: list[str]) -> Counter:
         model = models[series // most_ranks % len(models)]
         ranks = 1 + series % most_ranks
         if (model, ranks) not in straight:
+            begun = time.monotonic()
             straight[model, ranks] = undisturbed(model, folder / model, ranks)
+            # The minutes are for faults; on a slow machine none would be left.
+            deadline += time.monotonic() - begun
         expected, seconds = straight[model, ranks]
         # Each series can be repeated alone, by its number.
         rng = random.Random(FLAGS.seed + series)
