@@ -94,31 +94,30 @@ def last_step(run: str) -> int:
     return int(read_json(os.path.join(run, "result.json")).get("step", 0))
 
 
-def changed_flags() -> list[str]:
-    """The flags that were given, as they could be given again."""
-    return sorted(
-        f"--{flag.name}={flag.value}"
+def all_flags() -> str:
+    """Two lines: the flags that were given, and those of this script left."""
+    given = [
+        flag
         for module in FLAGS.flags_by_module_dict().values()
         for flag in module
-        if flag.present and is_plain(flag.value)
-    )
-
-
-def default_flags() -> list[str]:
-    """The other flags of this script, so that a log tells all of them."""
-    own = [
-        *FLAGS.get_key_flags_for_module(sys.argv[0]),
-        *FLAGS.flags_by_module_dict().get(npu_config.__name__, []),
+        if flag.present
     ]
-    return sorted(
-        {
-            f"--{flag.name}={flag.value}"
-            for flag in own
-            if not flag.present
-            and is_plain(flag.value)
-            and not flag.help.startswith("Alias for")
-        }
-    )
+    own = FLAGS.get_key_flags_for_module(sys.argv[0])
+    common = FLAGS.flags_by_module_dict().get(npu_config.__name__, [])
+    left = [
+        flag
+        for flag in (*own, *common)
+        if not flag.present and not flag.help.startswith("Alias for")
+    ]
+    return f"flags: {_as_given(given)}\ndefaults: {_as_given(left)}"
+
+
+def _as_given(some: Sequence[flags.Flag]) -> str:
+    """Flags as they could be given, each once."""
+    words = {
+        f"--{each.name}={each.value}" for each in some if is_plain(each.value)
+    }
+    return " ".join(sorted(words))
 
 
 def open_run(

@@ -432,8 +432,7 @@ def main() -> None:
     print(
         f"{MODEL} {VERSION}, TensorFlow {tf.__version__}, {runtime.describe()}"
     )
-    print(f"flags: {' '.join(run_folder.changed_flags())}")
-    print(f"defaults: {' '.join(run_folder.default_flags())}")
+    print(run_folder.all_flags())
     check_flags()
     path = os.path.abspath(FLAGS.output_path)
     if "train" in FLAGS.exec_mode:

@@ -121,10 +121,7 @@ def define_flags() -> None:
     )
     real("zoomout_prob", 0.5, "Probability of zooming out.", 0.0, 1.0)
     flags.DEFINE_enum(
-        "compat",
-        "mended",
-        ["mended", "reference"],
-        "Canvas round pictures without masks: ignored, or background.",
+        "compat", "mended", ["mended", "reference"], "Canvas: ignored, or 0."
     )
     detection.define_flags()
     whole("log_every", 100, "Steps between log lines.", 1)
@@ -438,8 +435,7 @@ def main() -> None:
     print(
         f"{MODEL} {VERSION}, TensorFlow {tf.__version__}, {runtime.describe()}"
     )
-    print(f"flags: {' '.join(run_folder.changed_flags())}")
-    print(f"defaults: {' '.join(run_folder.default_flags())}")
+    print(run_folder.all_flags())
     check_flags()
     path = os.path.abspath(
         os.path.join(FLAGS.output_path, FLAGS.run_name or "")

@@ -407,8 +407,7 @@ def main() -> None:
     print(
         f"{MODEL} {VERSION}, TensorFlow {tf.__version__}, {runtime.describe()}"
     )
-    print(f"flags: {' '.join(run_folder.changed_flags())}")
-    print(f"defaults: {' '.join(run_folder.default_flags())}")
+    print(run_folder.all_flags())
     path = os.path.abspath(FLAGS.output_path)
     # As the run was split: otherwise it is scored on what it has learned.
     if "train" not in FLAGS.exec_mode and not FLAGS["fold"].present:

@@ -99,7 +99,7 @@ def test_a_finished_run_is_judged_on_what_it_held_out(
     values = {"fold": "3", "data_path": "data"}
     (tmp_path / "flags.json").write_text(json.dumps(values))
     monkeypatch.setattr(train.npu_config, "setup", Recording)
-    monkeypatch.setattr(train.run_folder, "changed_flags", list)
+    monkeypatch.setattr(train.run_folder, "all_flags", str)
     monkeypatch.setattr(evaluate, "restore", lambda _: (dict(values), None))
     judged = []
     monkeypatch.setattr(
