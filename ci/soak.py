@@ -83,7 +83,13 @@ class Job:
 
     def finish(self) -> None:
         """Runs to the end without a fault."""
-        if self.start().wait(timeout=RUN_SECONDS):
+        process = self.start()
+        try:
+            status = process.wait(timeout=RUN_SECONDS)
+        finally:
+            if process.poll() is None:
+                send(descendants(process.pid), signal.SIGKILL)
+        if status:
             raise Lost(f"a run without faults failed\n{self.last_lines()}")
 
 
@@ -249,7 +255,12 @@ def disturb(
             job.finish()
             return counts
         process = job.start()
-        if not wait_for_moment(process, job, rng, seconds):
+        try:
+            running = wait_for_moment(process, job, rng, seconds)
+        except BaseException:
+            kill(job, process, rng)
+            raise
+        if not running:
             if process.returncode:
                 raise Lost(
                     f"it ended with status {process.returncode} though "
@@ -312,6 +323,8 @@ def soak(folder: Path, models: list[str]) -> Counter:
 def main(arguments: list[str]) -> None:
     """Soaks the models named, or all there are, and prints the faults."""
     models = arguments[1:] or [path.name for path in contract.model_folders()]
+    # So that what is mounted and running goes with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: stopped"))
     with tempfile.TemporaryDirectory(prefix="soak ") as folder:
         try:
             total = soak(Path(folder), models)
