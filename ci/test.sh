@@ -62,14 +62,14 @@ EOF
 
 # Tests one lane; the last line of its report is that of `note`.
 run_lane() {
-  local lane=$1 python=$2 report status=0 begin=$SECONDS
+  local lane=$1 python=$2 report counts status=0 begin=$SECONDS
   shift 2
   report=$(mktemp)
   echo "== $lane: $("$python" --version), $python"
   "$python" -m pytest --junitxml="$report" -o junit_family=xunit2 \
     ${targets[@]+"${targets[@]}"} "$@" || status=$?
-  echo "$(count "$python" "$report" "$status") $((SECONDS - begin))" \
-    >"$reports/$lane"
+  counts=$(count "$python" "$report" "$status") || counts="0 1 0"
+  echo "$counts $((SECONDS - begin))" >"$reports/$lane"
   rm -f "$report"
 }
 
@@ -113,6 +113,7 @@ wait
 for ((i = 0; i < ${#ready[@]}; i += 2)); do
   lane=${ready[i]}
   ((i == 0)) || cat "$reports/$lane.log"
+  # Without the file the lane was killed.
   read -r good bad left seconds <"$reports/$lane" || bad=1
   note "$lane: ${good:-0} passed, $bad failed, ${left:-0} skipped in\
  ${seconds:-?} s" "${good:-0}" "$bad" "${left:-0}"

@@ -1,5 +1,6 @@
 """The exit code and last line of ci/test.sh, with stand-ins for its tools."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -30,14 +31,20 @@ REPORT = (
 
 
 def run_entry(
-    folder: Path, tests: int, failures: int, environment: str = "echo ./python"
+    folder: Path,
+    tests: int,
+    failures: int,
+    environment: str = "echo ./python",
+    python: str = sys.executable,
 ) -> subprocess.CompletedProcess:
     """Runs a copy of ci/test.sh whose two lanes report the given counts."""
     (folder / "ci").mkdir()
     script = (contract.REPOSITORY / "ci" / "test.sh").read_text()
     (folder / "ci" / "test.sh").write_text(script)
     (folder / "ci" / "env.sh").write_text(environment)
-    (folder / "python").write_text(STAND_IN.format(python=sys.executable))
+    # Quoted, since a checkout may lie in a path with a space.
+    stand_in = STAND_IN.format(python=shlex.quote(python))
+    (folder / "python").write_text(stand_in)
     (folder / "python").chmod(0o755)
     return contract.run(
         ["bash", folder / "ci" / "test.sh"],
@@ -71,3 +78,10 @@ def test_no_environment(tmp_path: Path) -> None:
     done = run_entry(tmp_path, 3, 0, environment="exit 1")
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == "0 passed, 2 failed, 0 skipped"
+
+
+def test_a_report_that_cannot_be_read(tmp_path: Path) -> None:
+    """A lane whose counts are lost has failed, whatever came of it."""
+    done = run_entry(tmp_path, 3, 0, python="false")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "2 passed, 2 failed, 0 skipped"
