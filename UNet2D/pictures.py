@@ -95,7 +95,7 @@ def check_picture(name: str, pixels: np.ndarray, channels: int) -> np.ndarray:
     """The picture as [h, w, channels], or a UserError."""
     pixels = pixels.reshape(pixels.shape[:2] + (-1,))
     # Some tools save greyscale as three equal channels, or with a palette.
-    if channels == 1 and (pixels == pixels[..., :1]).all():
+    if channels == 1 < pixels.shape[-1] and (pixels == pixels[..., :1]).all():
         pixels = pixels[..., :1]
     if pixels.shape[-1] != channels:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Batch norm over the batches of all ranks, in two exchanges per step.
+"""Batch norm over the batches of all ranks: two exchanges, forth and back.
 
 Written out in TensorFlow's operations it takes four, and every exchange makes
 the ranks wait for each other: so it has a gradient of its own.
@@ -26,6 +26,9 @@ def batch_norm(
       features: [N, h, w, c], of the same size on every rank.
       gamma, beta: [c], float32.
       about: [c], roughly the means, such as their moving average.
+      epsilon: added to the variance.
+      reduce: gives the means of tensors over the ranks.
+      ranks: how many there are.
 
     Returns:
       the features normalised; their mean and unbiased variance, [c] float32.
