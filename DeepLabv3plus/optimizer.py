@@ -4,6 +4,7 @@ Keras multiplies the rate into the velocity, so that a changing rate acts late;
 the reference's velocity is a sum of gradients alone.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -38,18 +39,26 @@ def _step(
 class FusedMomentum(tf.keras.optimizers.SGD):
     """Keras' SGD with momentum and its slots, by TF1's kernel."""
 
-    def update_step(
-        self, gradient: tf.Tensor, variable: Any, learning_rate: tf.Tensor
+    def _backend_update_step(
+        self,
+        grads: Sequence[tf.Tensor],
+        trainable_variables: Sequence[Any],
+        learning_rate: tf.Tensor,
     ) -> None:
-        """Updates one variable and its velocity in Keras 3."""
+        """Updates all variables and their velocities in Keras 3."""
         # Keras makes no velocities for plain SGD.
         if not self.momentum:
-            super().update_step(gradient, variable, learning_rate)
+            super()._backend_update_step(
+                grads, trainable_variables, learning_rate
+            )
             return
-        # A private name of Keras 3: test_optimizer.py fails where a release
-        # changes it.
-        velocity = self.momentums[self._get_variable_index(variable)]
-        _step(variable, velocity, learning_rate, gradient, self.momentum)
+        # All at once: Keras asks a distribution strategy about each variable,
+        # which takes longer to trace than the step itself.
+        for gradient, variable in zip(grads, trainable_variables):
+            # Private names of Keras 3: test_optimizer.py fails where a
+            # release changes them.
+            velocity = self.momentums[self._get_variable_index(variable)]
+            _step(variable, velocity, learning_rate, gradient, self.momentum)
 
     def _resource_apply_dense(
         self, grad: tf.Tensor, var: Any, apply_state: Any = None

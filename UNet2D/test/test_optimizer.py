@@ -29,5 +29,9 @@ def test_fused_adam_gives_keras_numbers() -> None:
             step()
         assert int(optimizer.iterations) == 10
         results.append([variable.numpy() for variable in variables])
+    # Numbers alone would not show that Keras has stopped calling ours.
+    operations = step.get_concrete_function().graph.get_operations()
+    kinds = [operation.type for operation in operations]
+    assert kinds.count("ResourceApplyAdam") == len(variables)
     for plain, fused in zip(*results):
         np.testing.assert_allclose(fused, plain, rtol=1e-5, atol=1e-6)
