@@ -19,10 +19,11 @@ from BlitzNet.layers import (
     Subsample,
 )
 
-# Units and width of ResNet-50's blocks; widths in units of base_filters.
-TRUNK = ((3, 1), (4, 2), (6, 4), (3, 8))
-# As the reference's code has it, with 2048 channels; the paper says 512.
-EXTRA_UNITS, EXTRA_WIDTH = 2, 8  # of the blocks that go on down
+# Units of the four blocks of a trunk, then of each block that goes on down.
+TRUNKS = {"resnet50": (3, 4, 6, 3, 2), "resnet14": (1, 1, 1, 1, 1)}
+# Of the same blocks, in base_filters. That the last ones have 2048 channels is
+# the reference's code; the paper says 512.
+WIDTHS = (1, 2, 4, 8, 8)
 EXPANSION = 4  # output channels of a unit per channel of its 3x3
 # The reference knows 300 and 512 alone; what is smaller is built as 300 is.
 LARGE = 512  # pixels of side from which on there is an eighth block
@@ -45,6 +46,7 @@ class Architecture(NamedTuple):
     resize: str = "bilinear"
     detect: bool = True
     segment: bool = True
+    trunk: str = "resnet50"
 
     @classmethod
     def of(cls, values: dict[str, object]) -> "Architecture":
@@ -83,8 +85,11 @@ DEFAULT = Architecture()
 def define_flags() -> None:
     """Defines the flags that fix the network's variables."""
     whole = flags.DEFINE_integer
-    # The original's VGG16 finds no masks, and the port has left it out.
-    flags.DEFINE_enum("trunk", "resnet50", ["resnet50"], "The only one.")
+    # The original's VGG16 finds no masks, and the port has left it out;
+    # ResNet-14 is ours, and ImageNet's weights do not fit it.
+    flags.DEFINE_enum(
+        "trunk", DEFAULT.trunk, list(TRUNKS), "resnet14: to try things out."
+    )
     whole("image_size", DEFAULT.image_size, "Side of inputs: 300, 512.", 64)
     flags.DEFINE_bool("x4", DEFAULT.x4, "Heads from stride 4 on, else 8.")
     flags.DEFINE_bool("detect", None, "Find boxes; none: unless only segment.")
@@ -170,14 +175,15 @@ def _down(
     # SAME pads an even side behind only, as the reference does; Keras'
     # ResNet50, whose weights load too, pads both sides.
     features = tf.keras.layers.MaxPool2D(3, 2, "same", name="pool1")(features)
-    extra = [(EXTRA_UNITS, EXTRA_WIDTH)] * (architecture.blocks() - len(TRUNK))
     maps = []
-    for block, (units, width) in enumerate((*TRUNK, *extra), 1):
-        root = "resnet_v1_50" if block <= len(TRUNK) else "ssd"
-        for unit in range(1, units + 1):
+    for block in range(1, architecture.blocks() + 1):
+        root = "resnet_v1_50" if block <= 4 else "ssd"
+        kind = min(block, 5) - 1
+        width = WIDTHS[kind] * filters
+        for unit in range(1, TRUNKS[architecture.trunk][kind] + 1):
             scope = f"{root}.block{block}.unit_{unit}.bottleneck_v1"
             strides = 2 if unit == 1 and block > 1 else 1
-            features = _unit(scope, features, width * filters, strides, norm)
+            features = _unit(scope, features, width, strides, norm)
         maps.append(features)
     return maps
 

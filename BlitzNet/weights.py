@@ -219,6 +219,8 @@ def _remedy(given: dict[str, tuple]) -> str:
         flags.append(f"--n_base_channels={kernel[-1]}")
     filters = given["resnet_v1_50/conv1/weights"][-1]
     flags.append(f"--base_filters={filters}")
+    deep = any("block1/unit_2/" in name for name in given)
+    flags.append(f"--trunk={'resnet50' if deep else 'resnet14'}")
     return f"it was made with {' '.join(flags)}"
 
 
@@ -231,16 +233,21 @@ def load_trunk(network: tf.keras.Model, path: str) -> None:
     }
     values = resnet50.read(path, read)
     missing = sorted(set(variables) - set(values))
+    # Half of a trunk would load as well, and be no start.
+    extra = sorted(
+        name for name in values if "/block" in name and name not in variables
+    )
     wrong = [
         f"{name} {values[name].shape} for {tuple(variable.shape)}"
         for name, variable in variables.items()
         if name in values and values[name].shape != tuple(variable.shape)
     ]
-    if missing or wrong:
+    if missing or extra or wrong:
         raise UserError(
-            f"--weights_path={path}: missing {some(missing)}; wrong shape "
-            f"{some(wrong)}; ImageNet's weights need --base_filters=64, "
-            "or give --random_trunk_init"
+            f"--weights_path={path}: missing {some(missing)}; extra "
+            f"{some(extra)}; wrong shape {some(wrong)}; ImageNet's "
+            "weights need --trunk=resnet50 --base_filters=64, or give "
+            "--random_trunk_init"
         )
     for name, variable in variables.items():
         variable.assign(values[name])

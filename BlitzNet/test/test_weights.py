@@ -111,6 +111,7 @@ def test_names_do_not_depend_on_the_version(network: tf.keras.Model) -> None:
         (SMALL._replace(base_filters=8), "--base_filters=8"),
         (SMALL._replace(num_classes=9), "--num_classes=9"),
         (SMALL._replace(n_base_channels=4), "--n_base_channels=4"),
+        (SMALL._replace(trunk="resnet14"), "--trunk=resnet14"),
     ],
 )
 def test_what_does_not_fit_names_the_flag(
@@ -208,9 +209,12 @@ def test_trunk_from_a_tf1_checkpoint(tmp_path: Path) -> None:
     for name, value in values.items():
         np.testing.assert_array_equal(after[name], value)
     np.testing.assert_array_equal(after["ssd/Conv_7/weights"], head)
-    with pytest.raises(UserError, match="--base_filters=64"):
-        wide = create_model(SMALL._replace(base_filters=8))
-        weights.load_trunk(wide, str(tmp_path))
+    for other in (
+        SMALL._replace(base_filters=8),
+        SMALL._replace(trunk="resnet14"),
+    ):
+        with pytest.raises(UserError, match="--trunk=resnet50 --base_filters"):
+            weights.load_trunk(create_model(other), str(tmp_path))
 
 
 def write_keras_file(path: Path, values: dict, bias: float) -> None:
