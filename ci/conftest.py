@@ -29,16 +29,7 @@ def tiny_run(
     Tests read it or copy it; none may write into it.
     """
     output = tmp_path_factory.mktemp("a run") / model_folder.name
-    # Checkpoints at 2, 4 and 6 where two are kept: one is removed.
-    process = contract.train(
-        model_folder,
-        output,
-        "--train_steps=6",
-        "--log_every=1",
-        "--eval_every=3",
-        "--save_every=2",
-        "--keep_checkpoints=2",
-    )
+    process = contract.train(model_folder, output, *contract.LONG)
     assert process.returncode == 0, process.stdout + process.stderr
     # Kept, because the run is shared and its process is gone.
     (output / "console.txt").write_text(process.stdout + process.stderr)

@@ -16,6 +16,15 @@ from typing import Callable, Optional
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Every run of a test is reproducible and independent of the machine's GPU.
 PLAIN = ("--device=cpu", "--precision_mode=force_fp32")
+STEPS = 20
+# Long enough to be stopped between two checkpoints, of which one is removed.
+LONG = (
+    f"--train_steps={STEPS}",
+    "--log_every=1",
+    "--save_every=5",
+    "--eval_every=10",
+    "--keep_checkpoints=3",
+)
 # What TensorFlow 2.21 says of itself on import, whatever its log level.
 NOTICE = re.compile(r"I0000 |WARNING: All log messages before absl::Init")
 # Set by launchers; a test that wants one sets it.

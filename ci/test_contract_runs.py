@@ -9,12 +9,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Callable, NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ci import contract
+from ci.contract import LONG, STEPS
 
 RESULT_KEYS = {
     "model": str,
@@ -41,27 +43,40 @@ LINE_KEYS = {
     "seconds_per_step",
     "learning_rate",
 }
-STEPS = 20
-# Long enough to be stopped between two checkpoints.
-LONG = (
-    f"--train_steps={STEPS}",
-    "--log_every=1",
-    "--save_every=5",
-    "--eval_every=10",
-    "--keep_checkpoints=3",
-)
+
+
+class Interrupted(NamedTuple):
+    """A run that was stopped and killed, whose checkpoint was damaged.
+
+    Attributes:
+      folder: the run, in the end as complete as if nothing had happened.
+      stopped: the process that SIGTERM ended.
+      saved: files that it left, with the step that it reached.
+      early: its weights.
+      killed: the process that went on and that SIGKILL ended.
+      damaged: step of the checkpoint that was cut off then.
+      resumed: the process that went on to the end.
+    """
+
+    folder: Path
+    stopped: subprocess.CompletedProcess
+    saved: tuple[int, list[str]]
+    early: dict[str, np.ndarray]
+    killed: subprocess.CompletedProcess
+    damaged: int
+    resumed: subprocess.CompletedProcess
 
 
 def test_run_folder(model_folder: Path, tiny_run: Path) -> None:
     """Every promised file is there, result.json has its keys and types."""
     flags = json.loads((tiny_run / "flags.json").read_text())
     assert flags["model"] == model_folder.name
-    assert flags["train_steps"] == 6
+    assert flags["train_steps"] == STEPS
     result = contract.result(tiny_run)
     for key, kind in RESULT_KEYS.items():
         assert isinstance(result[key], kind), key
     assert result["model"] == model_folder.name
-    assert (result["step"], result["train_steps"]) == (6, 6)
+    assert (result["step"], result["train_steps"]) == (STEPS, STEPS)
     assert (result["device"], result["precision"]) == ("cpu", "float32")
     assert result["rank_size"] == 1
     assert result["images_per_second"] == pytest.approx(
@@ -78,7 +93,7 @@ def test_metrics_lines(tiny_run: Path) -> None:
     """A line for each step, all finite; result.json agrees with them."""
     lines = contract.metrics(tiny_run)
     training = [line for line in lines if "total_loss" in line]
-    assert [line["step"] for line in training] == list(range(1, 7))
+    assert [line["step"] for line in training] == list(range(1, STEPS + 1))
     for line in training:
         # A model may log more, such as the parts of its loss.
         assert set(line) >= LINE_KEYS
@@ -89,8 +104,8 @@ def test_metrics_lines(tiny_run: Path) -> None:
         if "evaluation" in line
     }
     result = contract.result(tiny_run)
-    assert set(evaluations) == {3, 6}
-    assert evaluations[6][result["metric_name"]] == result["metric"]
+    assert set(evaluations) == {10, STEPS}
+    assert evaluations[STEPS][result["metric_name"]] == result["metric"]
     assert result["loss_first"] == training[0]["total_loss"]
     assert result["loss_last"] == training[-1]["total_loss"]
 
@@ -111,94 +126,84 @@ def test_console(tiny_run: Path) -> None:
     console = (tiny_run / "console.txt").read_text()
     assert f"sample data in {tiny_run}" in console
     assert "force_fp32" in console
-    assert "step 6/6" in console
+    assert f"step {STEPS}/{STEPS}" in console
     assert "Warning" not in console
 
 
 @pytest.fixture(scope="session")
-def straight_run(
+def interrupted(
     model_folder: Path,
     sample_data: str,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    """A run of STEPS steps without interruption."""
-    output = tmp_path_factory.mktemp("straight") / "run"
-    process = contract.train(model_folder, output, *LONG, sample_data)
-    assert process.returncode == 0, process.stdout + process.stderr
-    return output
+) -> Interrupted:
+    """The steps of `tiny_run` once more, with everything in their way.
 
+    The script is started in three ways, because each must find the same run.
+    """
+    folder = tmp_path_factory.mktemp("interrupted") / "run"
+    command = contract.train_command(model_folder, folder, *LONG, sample_data)
 
-def test_every_weight_learns(tiny_run: Path, straight_run: Path) -> None:
-    """Runs of one seed: what is equal after 6 and after 20 steps is stuck."""
-    with np.load(tiny_run / "weights.npz") as early:
-        with np.load(straight_run / "weights.npz") as late:
-            stuck = [
-                name
-                for name in late.files
-                # Facts of the network lie beside its weights, and boxes of a
-                # size that no object has met have nothing to learn from.
-                if not name.startswith(("facts/", "ssd/location/"))
-                and np.array_equal(early[name], late[name])
-            ]
-    assert not stuck
-    losses = contract.losses(straight_run)
-    first, last = (
-        np.mean([losses[step] for step in steps])
-        for steps in (range(1, 6), range(STEPS - 4, STEPS + 1))
-    )
-    assert last < first
+    def reached(step: int) -> Callable[[], bool]:
+        """Tells whether the run has logged a step."""
+        return lambda: max(contract.losses(folder), default=0) >= step
 
-
-def test_a_loss_that_is_not_finite_ends_the_run(
-    model_folder: Path, sample_data: str, tmp_path: Path
-) -> None:
-    """Status 3, and one line with the step and every term."""
-    process = contract.train(
-        model_folder,
-        tmp_path / "run",
-        sample_data,
-        "--train_steps=20",
-        "--log_every=1",
-        "--exec_mode=train",
-        # So far that the squares of weights leave float32.
-        "--learning_rate=1e38",
-    )
-    told = contract.error_line(process, 3)
-    assert re.search(r"diverged at step \d+: .*\b(nan|inf)\b", told)
-    assert "total_loss" in told
-
-
-def test_killed_run_goes_on_bit_for_bit(
-    model_folder: Path, sample_data: str, straight_run: Path, tmp_path: Path
-) -> None:
-    """Three ways to start a script, because each must find the same run."""
-    output = tmp_path / "run"
-    command = contract.train_command(model_folder, output, *LONG, sample_data)
-    in_folder = [sys.executable, "train.py", *command[2:]]
-    as_module = [
-        sys.executable,
-        "-m",
-        f"{model_folder.name}.train",
-        *command[2:],
-    ]
-    process = contract.stop_when(
-        in_folder,
+    # Past the checkpoint at 5, so that stopping has to save its own.
+    stopped = contract.stop_when(command, reached(6), signal.SIGTERM)
+    left = [os.fspath(path.relative_to(folder)) for path in folder.rglob("*")]
+    saved = max(contract.losses(folder)), left
+    with np.load(folder / "weights.npz") as arrays:
+        early = {name: arrays[name] for name in arrays.files}
+    killed = contract.stop_when(
+        [sys.executable, "train.py", *command[2:]],
         # Past the checkpoint at 10, so that lines must be taken back.
-        lambda: max(contract.losses(output), default=0) >= 12,
+        reached(12),
         signal.SIGKILL,
         cwd=model_folder,
     )
-    assert process.returncode == -signal.SIGKILL, process.stderr
-    # Otherwise the kill came too late and proves nothing.
-    assert not (output / "result.json").exists()
-    process = contract.run(as_module)
-    assert process.returncode == 0, process.stderr
-    assert f"step {STEPS}/{STEPS}" in process.stdout
-    # It went on from a checkpoint, and did not just start again.
-    assert "step 10/" not in process.stdout
-    assert contract.losses(output) == contract.losses(straight_run)
-    with np.load(output / "weights.npz") as resumed:
-        with np.load(straight_run / "weights.npz") as straight:
+    assert not (folder / "result.json").exists(), "killed too late"
+    *_, (damaged, data) = sorted(
+        (int(re.findall(r"\d+", path.name)[0]), path)
+        for path in (folder / "ckpt").glob("ckpt-*.data*")
+    )
+    # As a full disk or a lost connection leaves it.
+    os.truncate(data, data.stat().st_size // 2)
+    as_module = [sys.executable, "-m", f"{model_folder.name}.train"]
+    resumed = contract.run([*as_module, *command[2:]])
+    return Interrupted(folder, stopped, saved, early, killed, damaged, resumed)
+
+
+def test_sigterm_saves(interrupted: Interrupted) -> None:
+    """Status 143, one line, and a checkpoint of the very last step."""
+    contract.error_line(interrupted.stopped, 143)
+    last, left = interrupted.saved
+    assert 6 <= last < STEPS
+    assert f"ckpt/ckpt-{last}.index" in left
+    assert "result.json" not in left
+
+
+def test_damaged_checkpoint_is_named_and_passed_over(
+    interrupted: Interrupted,
+) -> None:
+    """The one before is used, which is not the beginning."""
+    output = interrupted.resumed.stdout
+    assert interrupted.damaged >= 10
+    told = [line for line in output.splitlines() if "is damaged" in line]
+    assert len(told) == 1
+    assert f"ckpt-{interrupted.damaged} " in told[0]
+    assert f"step 1/{STEPS}" not in output
+
+
+def test_interrupted_run_goes_on_bit_for_bit(
+    interrupted: Interrupted, tiny_run: Path
+) -> None:
+    """In the end losses and weights are those of the run left alone."""
+    assert interrupted.killed.returncode == -signal.SIGKILL
+    process = interrupted.resumed
+    assert process.returncode == 0, process.stdout + process.stderr
+    folder = interrupted.folder
+    assert contract.losses(folder) == contract.losses(tiny_run)
+    with np.load(folder / "weights.npz") as resumed:
+        with np.load(tiny_run / "weights.npz") as straight:
             assert set(resumed.files) == set(straight.files)
             for name in straight.files:
                 np.testing.assert_array_equal(
@@ -206,65 +211,35 @@ def test_killed_run_goes_on_bit_for_bit(
                 )
 
 
+def test_every_weight_learns(interrupted: Interrupted, tiny_run: Path) -> None:
+    """What is equal at the stop and at the end of the run is stuck."""
+    with np.load(tiny_run / "weights.npz") as late:
+        stuck = [
+            name
+            for name, early in interrupted.early.items()
+            # Facts of the network lie beside its weights, and boxes of a size
+            # that no object has met have nothing to learn from.
+            if not name.startswith(("facts/", "ssd/location/"))
+            and np.array_equal(early, late[name])
+        ]
+    assert not stuck
+    losses = contract.losses(tiny_run)
+    first, last = (
+        np.mean([losses[step] for step in steps])
+        for steps in (range(1, 6), range(STEPS - 4, STEPS + 1))
+    )
+    assert last < first
+
+
 @pytest.fixture(scope="session")
-def stopped_run(
+def begun_anew(
     model_folder: Path,
     sample_data: str,
+    tiny_run: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, subprocess.CompletedProcess]:
-    """A run that SIGTERM stopped after step 6 or later, and how it ended."""
-    output = tmp_path_factory.mktemp("stopped") / "run"
-    process = contract.stop_when(
-        contract.train_command(model_folder, output, *LONG, sample_data),
-        # Past the checkpoint at 5, so that stopping has to save its own.
-        lambda: max(contract.losses(output), default=0) >= 6,
-        signal.SIGTERM,
-    )
-    return output, process
-
-
-def test_sigterm_saves(
-    stopped_run: tuple[Path, subprocess.CompletedProcess],
-) -> None:
-    """Status 143, one line, and a checkpoint of the very last step."""
-    output, process = stopped_run
-    contract.error_line(process, 143)
-    last = max(contract.losses(output))
-    assert 6 <= last < STEPS
-    assert (output / "ckpt" / f"ckpt-{last}.index").exists()
-    assert not (output / "result.json").exists()
-
-
-def test_damaged_checkpoint_is_named_and_passed_over(
-    model_folder: Path,
-    sample_data: str,
-    stopped_run: tuple[Path, subprocess.CompletedProcess],
-    straight_run: Path,
-    tmp_path: Path,
-) -> None:
-    """The one before is used, and the run ends as if never stopped."""
-    output = tmp_path / "run"
-    # A copy, since the stopped run is shared.
-    shutil.copytree(stopped_run[0], output)
-    last = max(contract.losses(output))
-    (data,) = (output / "ckpt").glob(f"ckpt-{last}.data*")
-    # As a full disk or a lost connection leaves it.
-    os.truncate(data, data.stat().st_size // 2)
-    process = contract.train(model_folder, output, *LONG, sample_data)
-    assert process.returncode == 0, process.stderr
-    told = [
-        line for line in process.stdout.splitlines() if "is damaged" in line
-    ]
-    assert len(told) == 1
-    assert f"ckpt-{last}" in told[0]
-    assert contract.losses(output) == contract.losses(straight_run)
-
-
-def test_overwrite_starts_anew(
-    model_folder: Path, sample_data: str, tiny_run: Path, tmp_path: Path
-) -> None:
-    """The old run is gone, but no file that is the user's own."""
-    output = tmp_path / "run"
+    """A finished run that was begun anew, so that it diverges."""
+    output = tmp_path_factory.mktemp("anew") / "run"
     shutil.copytree(tiny_run, output)
     (output / "notes.txt").write_text("mine")
     process = contract.train(
@@ -272,15 +247,36 @@ def test_overwrite_starts_anew(
         output,
         sample_data,
         "--overwrite",
-        "--train_steps=2",
+        f"--train_steps={STEPS}",
         "--log_every=1",
         "--exec_mode=train",
+        # So far that the squares of weights leave float32.
+        "--learning_rate=1e38",
     )
-    assert process.returncode == 0, process.stderr
-    assert sorted(contract.losses(output)) == [1, 2]
+    return output, process
+
+
+def test_overwrite_starts_anew(
+    begun_anew: tuple[Path, subprocess.CompletedProcess],
+) -> None:
+    """The old run is gone, but no file that is the user's own."""
+    output, _ = begun_anew
+    steps = contract.losses(output)
+    assert 1 in steps and STEPS not in steps
     # TensorBoard would draw both runs as one curve.
     assert len(list(output.glob("events.out.tfevents*"))) == 1
+    assert not list((output / "ckpt").glob(f"ckpt-{STEPS}.*"))
     assert (output / "notes.txt").read_text() == "mine"
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(
+    begun_anew: tuple[Path, subprocess.CompletedProcess],
+) -> None:
+    """Status 3, and one line with the step and every term."""
+    _, process = begun_anew
+    told = contract.error_line(process, 3)
+    assert re.search(r"diverged at step \d+: .*\b(nan|inf)\b", told)
+    assert "total_loss" in told
 
 
 @pytest.fixture
@@ -313,7 +309,8 @@ def test_full_disk(
     """One line; with room again the run goes on from its last checkpoint."""
     weights = (tiny_run / "weights.npz").stat().st_size
     checkpoint = sum(
-        path.stat().st_size for path in (tiny_run / "ckpt").glob("ckpt-6.*")
+        path.stat().st_size
+        for path in (tiny_run / "ckpt").glob(f"ckpt-{STEPS}.*")
     )
     # Room to begin, but not for six checkpoints: sizes come from a
     # finished run, so that the disk fills up in every model.
