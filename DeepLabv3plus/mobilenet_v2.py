@@ -30,8 +30,9 @@ class Builder:
     """Makes layers of one width, initialisation and batch norm."""
 
     def __init__(
-        self, multiplier: float, initializer: str, norm: BatchNorm
+        self, _: str, multiplier: float, initializer: str, norm: BatchNorm
     ) -> None:
+        """Takes what xception.Builder takes; there is one variant only."""
         self.multiplier, self.initializer = multiplier, initializer
         self.norm = norm
 

@@ -26,7 +26,9 @@ HEAD_EPSILON = 1e-5  # of batch norm after the backbone, which has 1e-3
 # The best in table 1 of the paper, and the reference's.
 DECODER_DEPTH = 48  # channels of the projected low-level features
 BACKBONES = {
-    "xception_65": (xception.Builder, xception.xception_65),
+    **dict.fromkeys(
+        xception.MIDDLE_UNITS, (xception.Builder, xception.xception)
+    ),
     "mobilenet_v2": (mobilenet_v2.Builder, mobilenet_v2.mobilenet_v2),
 }
 
@@ -35,7 +37,7 @@ class Shape(NamedTuple):
     """What fixes a network's variables and what it computes with them.
 
     Attributes:
-      variant: "xception_65" or "mobilenet_v2".
+      variant: of BACKBONES.
       num_classes: channels of the logits.
       output_stride: pixels of the picture per pixel of the features, 8 or 16.
       atrous_rates: of the pyramid's dilated convolutions; empty: none.
@@ -65,7 +67,7 @@ class Shape(NamedTuple):
 def shape_of(values: dict[str, object]) -> Shape:
     """The shape that the flags of a run fix."""
     variant, stride = values["model_variant"], values["output_stride"]
-    is_xception = variant == "xception_65"
+    is_xception = variant in xception.MIDDLE_UNITS
     decoder_stride = values["decoder_output_stride"]
     # As the model zoo's checkpoints are: those of MobileNetV2 have neither
     # decoder nor dilated branches.
@@ -73,8 +75,8 @@ def shape_of(values: dict[str, object]) -> Shape:
         decoder_stride = 4 if is_xception else 0
     if decoder_stride and not is_xception:
         raise UserError(
-            f"--decoder_output_stride={decoder_stride}: only xception_65 has "
-            "a decoder; leave it out, or take --model_variant=xception_65"
+            f"--decoder_output_stride={decoder_stride}: mobilenet_v2 has no "
+            "decoder; leave it out, or take --model_variant=xception_65"
         )
     # One text of several rates or several texts of one: the seed's commands
     # repeat the flag.
@@ -251,7 +253,9 @@ def create_model(
     builder, backbone = BACKBONES[shape.variant]
     features, low_level = backbone(
         Normalize(name="normalize")(images),
-        builder(shape.depth_multiplier, shape.initializer, norm),
+        builder(
+            shape.variant, shape.depth_multiplier, shape.initializer, norm
+        ),
         shape.output_stride,
     )
     low_level = low_level.get(shape.decoder_stride)

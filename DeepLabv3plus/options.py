@@ -33,9 +33,9 @@ def define_flags() -> None:
     )
     flags.DEFINE_enum(
         "model_variant",
-        # The seed's command names it; the reference has mobilenet_v2.
+        # The seed's command names it; the reference has the others too.
         "xception_65",
-        ["xception_65", "mobilenet_v2"],
+        ["xception_65", "xception_41", "mobilenet_v2"],
         "The backbone.",
     )
     whole("output_stride", 16, "Of the features, 8 or 16.")

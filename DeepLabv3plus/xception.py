@@ -1,4 +1,4 @@
-"""Xception-65 as DeepLab changed it: deeper, with strided convolutions.
+"""Xception as DeepLab changed it: with strided convolutions, and deeper.
 
 Layers carry the TF1 reference's variable scopes, with dots for slashes.
 """
@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from DeepLabv3plus.layers import BatchNorm, Convolution
 
-SCOPE = "xception_65"
+# Units of the middle flow: DeepLab's number, and that of the first Xception.
+MIDDLE_UNITS = {"xception_65": 16, "xception_41": 8}
 
 
 class Block(NamedTuple):
@@ -32,15 +33,6 @@ class Block(NamedTuple):
     inner: bool = False
 
 
-# As in figure 4 of the paper.
-BLOCKS = (
-    Block("entry_flow/block1", 1, (128, 128, 128), 2, "conv"),
-    Block("entry_flow/block2", 1, (256, 256, 256), 2, "conv"),
-    Block("entry_flow/block3", 1, (728, 728, 728), 2, "conv"),
-    Block("middle_flow/block1", 16, (728, 728, 728), 1, "sum"),
-    Block("exit_flow/block1", 1, (728, 1024, 1024), 2, "conv"),
-    Block("exit_flow/block2", 1, (1536, 1536, 2048), 1, "none", True),
-)
 # Where the decoder takes its features from: the second convolution of the
 # block that ends at the next larger stride, before any activation.
 DECODER_BLOCKS = {
@@ -50,19 +42,36 @@ DECODER_BLOCKS = {
 }
 
 
+def blocks_of(variant: str) -> tuple[Block, ...]:
+    """The blocks of a variant, as in figure 4 of the paper."""
+    units = MIDDLE_UNITS[variant]
+    return (
+        Block("entry_flow/block1", 1, (128, 128, 128), 2, "conv"),
+        Block("entry_flow/block2", 1, (256, 256, 256), 2, "conv"),
+        Block("entry_flow/block3", 1, (728, 728, 728), 2, "conv"),
+        Block("middle_flow/block1", units, (728, 728, 728), 1, "sum"),
+        Block("exit_flow/block1", 1, (728, 1024, 1024), 2, "conv"),
+        Block("exit_flow/block2", 1, (1536, 1536, 2048), 1, "none", True),
+    )
+
+
 def scaled_filters(filters: int, multiplier: float) -> int:
     """A width times the depth multiplier, a multiple of 8."""
     return max(8, 8 * round(filters * multiplier / 8))
 
 
 class Builder:
-    """Makes layers of one width, initialisation and batch norm."""
+    """Makes layers of one scope, width, initialisation and batch norm."""
 
     def __init__(
-        self, multiplier: float, initializer: str, norm: BatchNorm
+        self,
+        variant: str,
+        multiplier: float,
+        initializer: str,
+        norm: BatchNorm,
     ) -> None:
+        self.variant, self.norm = variant, norm
         self.multiplier, self.initializer = multiplier, initializer
-        self.norm = norm
 
     def convolve(
         self,
@@ -80,7 +89,7 @@ class Builder:
             side,
             self.norm,
             kernel_initializer(self.initializer, filters, side, 0.09),
-            name=f"{SCOPE}/{name}".replace("/", "."),
+            name=f"{self.variant}/{name}".replace("/", "."),
             **options,
         )(features)
 
@@ -147,7 +156,7 @@ def kernel_initializer(
     return initializers.GlorotUniform()
 
 
-def xception_65(
+def xception(
     images: tf.Tensor, builder: Builder, output_stride: int
 ) -> tuple[tf.Tensor, dict[int, tf.Tensor]]:
     """Normalised images [N, H, W, 3] to features [N, H/os, W/os, 2048].
@@ -162,7 +171,7 @@ def xception_65(
         features, "entry_flow/conv1_2", 64, 3, after=relu
     )
     stride, rate, taps = 2, 1, {}
-    for block in BLOCKS:
+    for block in blocks_of(builder.variant):
         # Past the output stride, holes in the kernels replace strides.
         dilated = stride == output_stride
         own_stride, own_rate = (1, rate) if dilated else (block.stride, 1)

@@ -305,6 +305,7 @@ def test_learning_rates(
         SMALL._replace(output_stride=8, atrous_rates=(12, 24)),
         SMALL._replace(decoder_stride=8),
         SMALL._replace(decoder_stride=0),
+        SMALL._replace(variant="xception_41"),
         SMALL._replace(
             variant="mobilenet_v2", decoder_stride=0, atrous_rates=()
         ),
