@@ -1,5 +1,6 @@
 """The models under contract, and one small run of each that tests share."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             ids=[folder.name for folder in folders],
             scope="session",
         )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests of one model together, after those of none."""
+    # pytest's own order comes back to a model again and again in some
+    # versions, and makes its runs anew each time.
+    items.sort(key=_model_of)
+
+
+def _model_of(item: pytest.Item) -> str:
+    """The model that a test is about; rooms' own tests keep their place."""
+    parameters = getattr(item, "callspec", None)
+    folder = parameters and parameters.params.get("model_folder")
+    return folder.name if folder else ""
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +56,19 @@ def tiny_run(
 def sample_data(tiny_run: Path) -> str:
     """The flag for the data that the tiny run has drawn."""
     return f"--data_path={tiny_run / 'sample_data'}"
+
+
+@pytest.fixture(scope="session")
+def copied_room(
+    model_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A model folder copied out with common/, in a path with a space."""
+    root = tmp_path_factory.mktemp("copied out")
+    # What a user copies; another model must not be needed.
+    for folder in (model_folder, contract.REPOSITORY / "common"):
+        shutil.copytree(
+            folder,
+            root / folder.name,
+            ignore=shutil.ignore_patterns("output", "goldens", "__pycache__"),
+        )
+    return root / model_folder.name

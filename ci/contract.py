@@ -4,14 +4,16 @@ import atexit
 import functools
 import hashlib
 import json
+import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Callable, Optional, Union
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Every run of a test is reproducible and independent of the machine's GPU.
@@ -55,6 +57,98 @@ def environment(**changes: str) -> dict[str, str]:
     return values
 
 
+class Forked:
+    """A Python script in a child of the zygote, used like a Popen."""
+
+    def __init__(
+        self, words: list[str], cwd: Path, variables: dict[str, str]
+    ) -> None:
+        self.args, self.returncode = words, None
+        self.folder = tempfile.TemporaryDirectory()
+        streams = ("stdout", "stderr")
+        self.paths = [Path(self.folder.name, name) for name in streams]
+        request = {
+            "argv": words[1:],
+            "cwd": str(cwd),
+            "environment": environment(**variables),
+            **dict(zip(streams, map(str, self.paths))),
+        }
+        print(json.dumps(request), file=zygote().stdin, flush=True)
+        # One script at a time: the next line is its exit status.
+        self.pid = int(zygote().stdout.readline())
+
+    def poll(self) -> Optional[int]:
+        """The exit status, once there is one."""
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return self.wait()
+        return None
+
+    def wait(self) -> int:
+        """Waits for the end; returns the exit status."""
+        if self.returncode is None:
+            self.returncode = int(zygote().stdout.readline())
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal, unless the script has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float) -> list[str]:
+        """Waits for the end; returns what was printed, errors apart."""
+        deadline = time.monotonic() + timeout
+        while self.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        printed = [path.read_text() for path in self.paths]
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout, *printed)
+        self.folder.cleanup()
+        return printed
+
+
+def start(
+    command: list[object], cwd: Optional[Path], variables: dict[str, str]
+) -> Union[Forked, subprocess.Popen]:
+    """Starts a command; scripts and modules of ours without their imports."""
+    words = [str(part) for part in command]
+    cwd = cwd or REPOSITORY
+    named = words[2].replace(".", "/") if words[1] == "-m" else words[1]
+    ours = Path(cwd, named.removesuffix(".py") + ".py")
+    if words[0] == sys.executable and ours.exists():
+        return Forked(words, cwd, variables)
+    return subprocess.Popen(
+        words,
+        cwd=cwd,
+        env=environment(**variables),
+        # A script that asks for input would wait for ever.
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(
+    process: Union[Forked, subprocess.Popen], timeout: float
+) -> subprocess.CompletedProcess:
+    """Waits for the end of a command; kills one that takes too long."""
+    try:
+        output, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise
+    return subprocess.CompletedProcess(
+        process.args, process.returncode, output, errors
+    )
+
+
 def run(
     command: list[object],
     cwd: Optional[Path] = None,
@@ -62,20 +156,8 @@ def run(
     **variables: str,
 ) -> subprocess.CompletedProcess:
     """Runs a command to its end and keeps its output as text."""
-    words = [str(part) for part in command]
-    if words[0] == sys.executable and words[1].endswith(".py"):
-        return run_script(words, cwd or REPOSITORY, timeout, variables)
     # A hung training fails its own test and does not hold up the rest.
-    return subprocess.run(
-        words,
-        cwd=cwd or REPOSITORY,
-        env=environment(**variables),
-        # A script that asks for input would wait for ever.
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    return finish(start(command, cwd, variables), timeout)
 
 
 @functools.lru_cache(None)
@@ -93,27 +175,6 @@ def zygote() -> subprocess.Popen:
     # It ends by itself when nobody can ask it any more.
     atexit.register(process.communicate)
     return process
-
-
-def run_script(
-    words: list[str], cwd: Path, timeout: float, variables: dict[str, str]
-) -> subprocess.CompletedProcess:
-    """Runs a Python script as `run` does, without waiting for its imports."""
-    with tempfile.TemporaryDirectory() as folder:
-        streams = {name: f"{folder}/{name}" for name in ("stdout", "stderr")}
-        request = {
-            "argv": words[1:],
-            "cwd": str(cwd),
-            "environment": environment(**variables),
-            "timeout": timeout,
-            **streams,
-        }
-        print(json.dumps(request), file=zygote().stdin, flush=True)
-        status = zygote().stdout.readline().strip()
-        output, errors = (Path(path).read_text() for path in streams.values())
-    if status == "None":
-        raise subprocess.TimeoutExpired(words, timeout, output, errors)
-    return subprocess.CompletedProcess(words, int(status), output, errors)
 
 
 def small(room: Path) -> list[str]:
@@ -147,19 +208,11 @@ def train(
 def stop_when(
     command: list[object],
     ready: Callable[[], bool],
-    signal: int,
+    number: int,
     cwd: Optional[Path] = None,
 ) -> subprocess.CompletedProcess:
     """Starts a command, sends a signal once `ready()`, waits for the end."""
-    process = subprocess.Popen(
-        [str(part) for part in command],
-        cwd=cwd or REPOSITORY,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start(command, cwd, {})
     # The first step of a model compiles, which can take a minute.
     deadline = time.monotonic() + 200
     while process.poll() is None and not ready():
@@ -168,12 +221,9 @@ def stop_when(
         # Short: a small network takes a step in milliseconds, and the
         # signal has to meet a certain one.
         time.sleep(0.005)
-    process.send_signal(signal)
+    process.send_signal(number)
     # Long enough to save a checkpoint, short enough to show a hang.
-    output, errors = process.communicate(timeout=100)
-    return subprocess.CompletedProcess(
-        process.args, process.returncode, output, errors
-    )
+    return finish(process, 100)
 
 
 def metrics(run_folder: Path) -> list[dict]:
@@ -198,6 +248,36 @@ def losses(run_folder: Path) -> dict[int, float]:
 def result(run_folder: Path) -> dict:
     """A run's result.json."""
     return json.loads((run_folder / "result.json").read_text())
+
+
+def case_log(folder: Path) -> dict[str, str]:
+    """The pairs of ${CaseName}.log, in the file's order."""
+    # Exactly one; train_*.log beside it is the console of a rank.
+    (path,) = (
+        path
+        for path in folder.glob("*p_*.log")
+        if not path.name.startswith("train_")
+    )
+    lines = path.read_text().splitlines()
+    values = dict(line.split(" = ", 1) for line in lines)
+    assert path.stem == values["CaseName"]
+    return values
+
+
+def check_case(folder: Path, steps: int, ranks: int) -> None:
+    """Compares ${CaseName}.log with the figures of the run beside it."""
+    values, found = case_log(folder), result(folder)
+    assert values["RankSize"] == str(ranks) == str(found["rank_size"])
+    speed, last = float(values["ActualFPS"]), losses(folder)[steps]
+    assert speed > 0
+    # The log has four decimals, which is few for a slow machine.
+    pictures = int(values["BatchSize"]) * ranks
+    assert math.isclose(
+        speed, pictures / found["seconds_per_step"], rel_tol=0.01
+    )
+    accuracy = float(values["TrainAccuracy"])
+    assert math.isclose(accuracy, found["metric"], abs_tol=1e-4)
+    assert math.isclose(float(values["ActualLoss"]), last, abs_tol=1e-5)
 
 
 def tree(folder: Path) -> dict[str, str]:

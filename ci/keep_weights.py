@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from common import npu_config
-
 
 def main() -> None:
     """Watches the step of the optimiser, which sees every variable."""
     folder, script = sys.argv[1:3]
     sys.argv[:] = sys.argv[2:]
+    # The one that the script will import.
+    sys.path.insert(0, str(Path(script).resolve().parent.parent))
+    from common import npu_config
+
     seen = {}
     apply_gradients = npu_config.Runtime.apply_gradients
 

@@ -5,7 +5,6 @@ so a probe takes many cases and answers with one JSON line.
 """
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Optional
@@ -21,19 +20,13 @@ def ask(name: str, cases: Any, adapter: Optional[Path] = ADAPTER) -> Any:
 
     Args:
       name: the probe's file name, without its suffix.
-      cases: what the probe reads from standard input, as JSON.
+      cases: what the probe reads from its command line, as JSON.
       adapter: the folder that npu_device is imported from; None has none.
     """
     path = [str(contract.REPOSITORY), *([str(adapter)] if adapter else [])]
-    process = subprocess.run(
-        [sys.executable, str(PROBES / f"{name}.py")],
-        input=json.dumps(cases),
-        env=contract.environment(PYTHONPATH=":".join(path)),
-        capture_output=True,
-        text=True,
-        # Many cases share one process: minutes on a slow machine, but a
-        # probe that waits for other ranks must end.
-        timeout=300,
+    process = contract.run(
+        [sys.executable, PROBES / f"{name}.py", json.dumps(cases)],
+        PYTHONPATH=":".join(path),
     )
     assert process.returncode == 0, process.stdout + process.stderr
     # TensorFlow and the double print too; the answer comes last.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ci import contract
+from ci import contract, npu_probe
 
 FILES = (
     "LICENSE README.md README.zh-CN.md requirements.txt modelzoo_level.txt "
@@ -44,24 +44,6 @@ TOOL_FLAGS = {
     "sample_data": {"output", "count"},
 }
 LEVEL_KEYS = {"FuncStatus", "PerfStatus", "PrecisionStatus"}
-# Defines the flags of the scripts named on the command line, each in a table
-# of its own, and prints what a user sees of them.
-LIST_FLAGS = """
-import importlib, json, sys
-from absl.flags import FLAGS
-
-tables, before = {}, set(FLAGS)
-for name in sys.argv[2:]:
-    module = importlib.import_module(f"{sys.argv[1]}.{name}")
-    module.define_flags()
-    own = {flag: FLAGS[flag] for flag in set(FLAGS) - before}
-    tables[name] = {
-        name: [flag.flag_type(), flag.help] for name, flag in own.items()
-    }
-    for flag in own:
-        delattr(FLAGS, flag)
-print(json.dumps(tables))
-"""
 
 
 @pytest.fixture(scope="session")
@@ -71,8 +53,9 @@ def flag_tables() -> dict[str, dict[str, dict[str, list[str]]]]:
     for folder in contract.model_folders():
         # In a process per model: flags of two would collide.
         process = contract.run(
-            [sys.executable, "-c", LIST_FLAGS, folder.name, "train"]
-            + list(TOOL_FLAGS)
+            [sys.executable, npu_probe.PROBES / "list_flags.py", folder.name]
+            + ["train", *TOOL_FLAGS],
+            PYTHONPATH=str(contract.REPOSITORY),
         )
         assert process.returncode == 0, process.stderr
         tables[folder.name] = json.loads(process.stdout.splitlines()[-1])

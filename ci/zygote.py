@@ -2,16 +2,14 @@
 
 A test that runs a command waits mostly for imports. This process makes them
 once and then forks for every command, so that each still runs by itself, from
-its first line and with its own environment. One JSON line asks for a command,
-one answers with its exit status.
+its first line and with its own environment. One JSON line asks for a command;
+one line answers with its process number, a second one with its exit status.
 """
 
 import json
 import os
 import runpy
-import signal
 import sys
-import time
 from typing import Optional
 
 import numpy
@@ -40,24 +38,18 @@ def become(request: dict) -> list[str]:
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     script = request["argv"][0]
     # As the interpreter does: the script's folder, then PYTHONPATH.
-    sys.path[0:1] = [os.path.dirname(os.path.abspath(script)), *paths]
+    first = "" if script == "-m" else os.path.dirname(script)
+    sys.path[0:1] = [os.path.abspath(first), *paths]
     sys.path[:] = [path for path in sys.path if path]
     return request["argv"]
 
 
-def wait(child: int, seconds: float) -> Optional[int]:
-    """The child's exit status, minus the signal's number; None: too slow."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid and os.WIFSIGNALED(status):
-            return -os.WTERMSIG(status)
-        if pid:
-            return os.WEXITSTATUS(status)
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
+def status_of(child: int) -> int:
+    """Waits for the child; returns its exit status or minus its signal."""
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return -os.WTERMSIG(status)
+    return os.WEXITSTATUS(status)
 
 
 def serve() -> Optional[list[str]]:
@@ -69,12 +61,17 @@ def serve() -> Optional[list[str]]:
         child = os.fork()
         if not child:
             return become(request)
-        print(wait(child, request["timeout"]), file=answers, flush=True)
+        print(child, file=answers, flush=True)
+        print(status_of(child), file=answers, flush=True)
     return None
 
 
 if __name__ == "__main__":
     arguments = serve()
     if arguments:
-        sys.argv = arguments
-        runpy.run_path(arguments[0], run_name="__main__")
+        if arguments[0] == "-m":
+            sys.argv = arguments[1:]
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = arguments
+            runpy.run_path(sys.argv[0], run_name="__main__")
