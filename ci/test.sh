@@ -60,14 +60,19 @@ print(passed, bad, total["skipped"])
 EOF
 }
 
-# Tests one lane; the last line of its report is that of `note`.
+# Tests one lane, or the READMEs, and leaves their counts and seconds.
 run_lane() {
   local lane=$1 python=$2 report counts status=0 begin=$SECONDS
+  local tests=(${targets[@]+"${targets[@]}"})
   shift 2
+  case $#,$lane in
+    0,readmes) tests=(ci/test_readme.py) ;;
+    0,*) tests+=(--ignore=ci/test_readme.py) ;;
+  esac
   report=$(mktemp)
   echo "== $lane: $("$python" --version), $python"
   "$python" -m pytest --junitxml="$report" -o junit_family=xunit2 \
-    ${targets[@]+"${targets[@]}"} "$@" || status=$?
+    ${tests[@]+"${tests[@]}"} "$@" || status=$?
   counts=$(count "$python" "$report" "$status") || counts="0 1 0"
   echo "$counts $((SECONDS - begin))" >"$reports/$lane"
   rm -f "$report"
@@ -101,10 +106,13 @@ for ((i = 0; i < ${#lanes[@]}; i++)); do
     linted=yes
   fi
   ready+=("$lane" "$python")
+  # Their commands take a third of the default lane's time. Where pytest has
+  # arguments of its own they choose among all tests.
+  [ "$#,$lane" != 0,default ] || ready+=(readmes "$python")
 done
 
-# Lanes are tested side by side, since most of a test is one thread that
-# imports or traces. The first is shown at once, the others when it is done.
+# All are tested side by side, since most of a test is one thread that imports
+# or traces. The first is shown at once, the others when it is done.
 for ((i = 2; i < ${#ready[@]}; i += 2)); do
   run_lane "${ready[@]:i:2}" "$@" >"$reports/${ready[i]}.log" 2>&1 &
 done

@@ -58,10 +58,10 @@ def run_entry(
 @pytest.mark.parametrize(
     "tests, failures, code, last",
     [
-        # Two lanes, and the two calls of the linter.
-        (3, 0, 0, "8 passed, 0 failed, 0 skipped"),
-        (3, 1, 1, "6 passed, 2 failed, 0 skipped"),
-        (0, 0, 1, "2 passed, 2 failed, 0 skipped"),
+        # Two lanes, the READMEs, and the two calls of the linter.
+        (3, 0, 0, "11 passed, 0 failed, 0 skipped"),
+        (3, 1, 1, "8 passed, 3 failed, 0 skipped"),
+        (0, 0, 1, "2 passed, 3 failed, 0 skipped"),
     ],
 )
 def test_exit_code(
@@ -84,4 +84,4 @@ def test_a_report_that_cannot_be_read(tmp_path: Path) -> None:
     """A lane whose counts are lost has failed, whatever came of it."""
     done = run_entry(tmp_path, 3, 0, python="false")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == "2 passed, 2 failed, 0 skipped"
+    assert done.stdout.splitlines()[-1] == "2 passed, 3 failed, 0 skipped"
