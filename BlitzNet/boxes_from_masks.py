@@ -1,10 +1,8 @@
 """Makes a detection data set of one for segmentation, such as CamVid.
 
-python BlitzNet/boxes_from_masks.py --data_path=CAMVID --output=DIR
-  --objects=Car,Pedestrian,Bicyclist,SignSymbol
-Every connected region of a class becomes an object with a box. The layout
-read is class_dict.csv with train/, train_labels/ and val/, val_labels/, whose
-labels are colours; that written is Pascal VOC's, boxes and masks.
+python BlitzNet/boxes_from_masks.py --data_path=DIR --output=DIR --objects=Car
+makes an object with a box of every connected region of the classes named. It
+reads the layout of CamVid, whose labels are colours, and writes Pascal VOC's.
 """
 
 import csv

@@ -2,9 +2,8 @@
 
 python BlitzNet/export.py --run=RUN --output=DIR [--formats=savedmodel,pb,…]
 savedmodel, a frozen pb (for Ascend's atc), tflite, onnx (needs tf2onnx and
-onnxruntime) and tf1, a checkpoint with the TF1 reference's names, give the
-heads' outputs. nms is a SavedModel, TFLite and ONNX that give boxes, scores,
-classes and mask.
+onnxruntime) and tf1, a TF1 checkpoint, give the heads' outputs; nms is a
+SavedModel, TFLite and ONNX that give boxes, scores, classes and mask.
 """
 
 import importlib.util

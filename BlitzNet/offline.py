@@ -1,10 +1,9 @@
 """Inputs for a model converted for an Ascend 310, and scores of its outputs.
 
-python BlitzNet/offline.py --run=RUN --exec_mode=inputs --output=DIR
-  writes %05d.bin for every picture of the evaluation: float32 [1, S, S, 3].
-python BlitzNet/offline.py --run=RUN --exec_mode=score --input=DIR --output=DIR
-  reads %05d_output_0 (confidence), _1 (location), _2 (segmentation), as .txt
-  or .bin, and evaluates them as evaluate.py does the live network.
+python BlitzNet/offline.py --run=RUN --exec_mode=inputs --output=DIR writes the
+pictures of the evaluation as %05d.bin, float32 [1, S, S, 3]; --exec_mode=score
+--input=DIR evaluates %05d_output_0 (confidence), _1 (location) and _2
+(segmentation), .txt or .bin, as evaluate.py does the live network.
 """
 
 import os

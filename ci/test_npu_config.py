@@ -242,7 +242,7 @@ def test_unusable_options_are_one_line(tmp_path: Path) -> None:
         assert "\n" not in answer["error"]
 
 
-def test_without_the_adapter(tmp_path: Path) -> None:
+def test_without_the_adapter() -> None:
     """`auto` falls back to GPU or CPU; a device asked for never does."""
     horovodless = {"RANK_SIZE": "2"}
     missing, gpu, auto, ranks, switches = npu_probe.ask(

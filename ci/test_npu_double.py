@@ -87,7 +87,7 @@ def test_open_needs_a_whole_cluster(
         npu.open()
 
 
-def test_open_is_for_one_device(npu: ModuleType, tmp_path: Path) -> None:
+def test_open_is_for_one_device(npu: ModuleType) -> None:
     """A process keeps its first device, and its options as they were."""
     handle = npu.open(3)
     assert npu.open(3) is handle

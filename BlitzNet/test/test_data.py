@@ -402,7 +402,7 @@ def test_devkits_and_masks_of_sbd(tmp_path: Path) -> None:
     assert (pictures.unpack(found[2].mask, (64, 64)) == 4).all()
 
 
-def test_sample_data_is_made_of_whole_scenes(tmp_path: Path) -> None:
+def test_sample_data_is_made_of_whole_scenes() -> None:
     """All classes occur, at several scales, and hide parts of each other."""
     rng = np.random.RandomState(0)
     names, sides, hidden = set(), [], 0

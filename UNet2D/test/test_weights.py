@@ -83,7 +83,7 @@ def test_tf1_checkpoint_of_the_reference_loads(tmp_path: Path) -> None:
             )
 
 
-def test_names_do_not_depend_on_the_version(tmp_path: Path) -> None:
+def test_names_do_not_depend_on_the_version() -> None:
     """A file holds the reference's names, so either Keras reads it."""
     network = create_model(*SIZE)[0]
     names = list(arrays_of(network))
