@@ -56,6 +56,8 @@ def launch(
         sys.exit(
             _complain(f"{rest[1]!r} is not a flag; write --flag=value", 1)
         )
+    # Who reads through a pipe sees a line when it is written, too.
+    sys.stdout.reconfigure(line_buffering=True)
     sys.exit(_status_of(main))
 
 
