@@ -250,6 +250,18 @@ def test_old_result_is_no_success(scripts: Path, tmp_path: Path) -> None:
     assert contract.case_log(scripts / "output" / "0")["ActualFPS"] == ""
 
 
+def test_a_start_that_fails_loses_no_run(scripts: Path) -> None:
+    """The newest run with checkpoints is kept aside, however often."""
+    finished = scripts / "output" / "0" / "ckpt" / "weights"
+    finished.parent.mkdir(parents=True)
+    finished.write_text("learned for hours")
+    for _ in range(2):
+        assert call(scripts, "train_full_1p.sh", "--act=fail:0").returncode
+    kept = scripts / "output" / "0.previous" / "ckpt" / "weights"
+    assert kept.read_text() == "learned for hours"
+    assert not finished.exists()
+
+
 def test_sigterm_reaches_training(scripts: Path) -> None:
     """Training saves and ends with 143, and the results are printed."""
     # A signal before the handler is set would test nothing.

@@ -33,7 +33,8 @@ Any other --flag goes to train.py, which by default gets
   ${CASE_FLAGS[*]}
 Environment: ASCEND_DEVICE_ID (the first device, default 0); PYTHON; for several
 NPUs RANK_TABLE_FILE (default configs/rank_table_8p.json) or the CM_ variables.
-Logs and results: $output/\$ASCEND_DEVICE_ID, made anew by every run.
+Logs and results: $output/\$ASCEND_DEVICE_ID, made anew by every run; the run
+before is kept in a folder beside it that ends in .previous.
 EOF
 }
 
@@ -215,7 +216,12 @@ take_options "$@"
 [ -n "$(command -v "$python")" ] || stop_with "no Python at '$python':" \
   "run 'bash ci/env.sh default' in the repository, or set PYTHON"
 
+# A finished run is not lost to a start that fails: the last one is kept aside.
 for ((i = device; i < device + rank_size; i++)); do
+  if [ -d "$output/$i/ckpt" ]; then
+    rm -rf "${output:?}/$i.previous"
+    mv "$output/$i" "$output/$i.previous"
+  fi
   rm -rf "${output:?}/$i"
   mkdir -p "$output/$i"
 done
