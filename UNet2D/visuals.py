@@ -12,6 +12,8 @@ from PIL import Image, ImageDraw
 # Membrane black, cells white, as the EM labels are drawn; further classes
 # take the colours of the Pascal VOC palette.
 FIRST_COLOURS = ((0, 0, 0), (255, 255, 255))
+# White would but raise the contrast of a grey picture.
+OVERLAY_COLOUR = (255, 127, 14)  # of class 1
 OVERLAY_SHARE = 0.4  # of the colour
 # Blue, red and green of Matplotlib's default colours.
 CURVE_COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44))
@@ -41,10 +43,12 @@ def to_bytes(image: np.ndarray) -> np.ndarray:
 def overlay(
     picture: np.ndarray, classes: np.ndarray, count: int
 ) -> np.ndarray:
-    """Blends the classes' colours over a picture [h, w, 3], uint8."""
-    colours = palette(count)[classes].astype(np.float32)
-    blended = (1.0 - OVERLAY_SHARE) * picture + OVERLAY_SHARE * colours
-    return blended.astype(np.uint8)
+    """Blends colours over a picture [h, w, 3], uint8; class 0 is left bare."""
+    colours = palette(count).astype(np.float32)
+    colours[1] = OVERLAY_COLOUR
+    blended = OVERLAY_SHARE * colours[classes]
+    blended += (1.0 - OVERLAY_SHARE) * picture
+    return np.where(classes[..., None] == 0, picture, blended).astype(np.uint8)
 
 
 def difference(
