@@ -365,6 +365,7 @@ def main() -> None:
         # Whoever wants them all gets those that can be made here.
         possible = [name for name in NMS_FORMATS if not cannot_export(name)]
         export_all(live.finished(), possible, folder, "nms ")
+    print(f"wrote {FLAGS.output}; to convert the pb for an Ascend NPU:")
     print(atc_command(live))
 
 

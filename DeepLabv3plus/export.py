@@ -251,6 +251,7 @@ def main() -> None:
             )
         print(f"{name:<11} largest difference {difference:.2g}")
     shape = ",".join(map(str, live.images.shape))
+    print(f"wrote {FLAGS.output}; to convert the pb for an Ascend NPU:")
     print(
         # For the seed's chip; `npu-smi info` names the one at hand.
         "atc --model=deeplabv3plus.pb --framework=3 --output=deeplabv3plus "

@@ -251,6 +251,7 @@ def main() -> None:
         f"{name}:{','.join(map(str, each.shape))}"
         for name, each in live.inputs.items()
     )
+    print(f"wrote {FLAGS.output}; to convert the pb for an Ascend NPU:")
     print(
         # For the seed's chip; `npu-smi info` names the one at hand.
         "atc --model=roi_fcn.pb --framework=3 --output=roi_fcn "

@@ -203,6 +203,7 @@ def main() -> None:
                 f"network, allowed {TOLERANCE}; do not use this export"
             )
         print(f"{name:<11} largest difference {difference.max():.2g}")
+    print(f"wrote {FLAGS.output}; to convert the pb for an Ascend NPU:")
     print(
         # An example: `npu-smi info` names the chip at hand.
         "atc --model=unet2d.pb --framework=3 --output=unet2d "
