@@ -69,7 +69,10 @@ def checkout(tmp_path: Path) -> Path:
     shutil.copytree(
         contract.REPOSITORY,
         copy,
-        ignore=shutil.ignore_patterns(".*", "output", "__pycache__"),
+        # What a reader has made already would be in the commands' way.
+        ignore=shutil.ignore_patterns(
+            ".*", "output", "runs", "data", "__pycache__"
+        ),
     )
     environments = contract.REPOSITORY / ".venv"
     if environments.exists():
