@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from UNet2D import augment, dataset, predict
+from UNet2D import augment, dataset, predict, visuals
 from UNet2D.model import MARGIN, covering_side, create_model
 
 
@@ -80,3 +80,14 @@ def test_inputs_by_file_folder_and_glob(tmp_path: Path) -> None:
         predict.UserError, match=r"10.jpg and .*10.png: the results"
     ):
         predict.find_inputs(str(tmp_path))
+
+
+def test_overlay_tints_what_was_found() -> None:
+    """Class 0 stays as it is, and every other class gets a colour."""
+    picture = np.full((2, 3, 3), 120, np.uint8)
+    classes = np.array([[0, 1, 2], [0, 0, 1]])
+    blended = visuals.overlay(picture, classes, 3)
+    assert (blended[classes == 0] == 120).all()
+    # Grey would be hard to tell from the picture.
+    assert (np.ptp(blended[classes > 0], axis=-1) > 30).all()
+    assert (blended[0, 1] != blended[0, 2]).any()
