@@ -177,8 +177,9 @@ def _down(
     features = tf.keras.layers.MaxPool2D(3, 2, "same", name="pool1")(features)
     maps = []
     for block in range(1, architecture.blocks() + 1):
-        root = "resnet_v1_50" if block <= 4 else "ssd"
-        kind = min(block, 5) - 1
+        # All blocks below the trunk are of the last kind.
+        kind = min(block, len(WIDTHS)) - 1
+        root = "resnet_v1_50" if block < len(WIDTHS) else "ssd"
         width = WIDTHS[kind] * filters
         for unit in range(1, TRUNKS[architecture.trunk][kind] + 1):
             scope = f"{root}.block{block}.unit_{unit}.bottleneck_v1"

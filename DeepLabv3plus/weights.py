@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.npu_config import UserError
+from DeepLabv3plus import xception
 from DeepLabv3plus.layers import Classifier, Convolution
 
 # What TF1 checkpoints hold beside weights: slots of optimisers and averages.
@@ -39,17 +40,20 @@ LAST_LAYERS = (
     "concat_projection/",
     "decoder/",
 )
+XCEPTION_SCOPES = (
+    "entry_flow/conv",
+    "entry_flow/",
+    "middle_flow/",
+    "exit_flow/",
+)
 # In the order of the TF1 graph.
 # The first that fits is taken, so longer beginnings come before shorter ones.
 SCOPES = (
-    "xception_65/entry_flow/conv",
-    "xception_65/entry_flow/",
-    "xception_65/middle_flow/",
-    "xception_65/exit_flow/",
-    "xception_41/entry_flow/conv",
-    "xception_41/entry_flow/",
-    "xception_41/middle_flow/",
-    "xception_41/exit_flow/",
+    *(
+        f"{variant}/{place}"
+        for variant in xception.MIDDLE_UNITS
+        for place in XCEPTION_SCOPES
+    ),
     "MobilenetV2/Conv",
     "MobilenetV2/",
     "image_pooling",
